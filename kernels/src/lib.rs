@@ -1,0 +1,32 @@
+//! Tensor operations of diffusion networks, one public function each, one file each.
+//!
+//! This crate is the lowest layer: networks (`darkroom-models`) call it and it calls only candle. Every
+//! operation exists as a plain candle composition in [`reference`], which is the oracle of the property tests
+//! and what runs where nothing faster exists; on the CPU the functions here choose their own fast path.
+//!
+//! Conventions, everywhere:
+//! - Activations are channels-last: pictures are `[batch, height, width, channels]`, token sequences are
+//!   `[batch, tokens, channels]`, so going from one to the other is a reshape and never a copy.
+//! - Activations are `f32` on the CPU. Weights stay in the type they are stored in (`f32`, `f16` or `bf16`)
+//!   and are widened a tile at a time.
+//! - Convolution weights are `[out, kernel_h, kernel_w, in]`, linear weights `[out, in]`.
+
+mod activation;
+mod attention;
+mod conv2d;
+mod geglu;
+mod group_norm;
+mod layer_norm;
+mod linear;
+pub mod reference;
+mod upsample;
+
+pub use activation::{Activation, activate};
+pub use attention::{AttentionMask, attention};
+pub use candle_core::{Error, Result};
+pub use conv2d::{Conv2dGeometry, Padding, conv2d};
+pub use geglu::geglu;
+pub use group_norm::group_norm;
+pub use layer_norm::layer_norm;
+pub use linear::linear;
+pub use upsample::upsample_nearest_2x;

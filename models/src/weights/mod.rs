@@ -1,0 +1,89 @@
+//! Weight files and the named views that networks load from.
+//!
+//! [`WeightFile`] is one safetensors file, validated and mapped. [`Weights`] is what a network sees: tensors
+//! under the reference library's (diffusers', transformers') names, wherever and however they are stored.
+
+mod file;
+mod header;
+mod view;
+
+pub use file::WeightFile;
+pub use header::{Header, StoredType, TensorInfo};
+pub use view::{Stored, Transform, Weights};
+
+/// What is wrong with a weight file or with what it holds.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WeightsError {
+    /// The file could not be opened or mapped.
+    #[error("{file}: cannot read: {source}")]
+    Io {
+        /// The file.
+        file: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file is not a whole, well-formed safetensors file.
+    #[error("{file}: not a valid safetensors file: {reason}")]
+    Malformed {
+        /// The file.
+        file: String,
+        /// What is wrong, and where.
+        reason: String,
+    },
+    /// A tensor that the network needs is not there.
+    #[error("{file}: tensor '{name}' is missing")]
+    Missing {
+        /// Where it was looked for.
+        file: String,
+        /// The stored name if known, else the canonical one.
+        name: String,
+    },
+    /// A tensor has another shape than the network needs.
+    #[error("{file}: tensor '{name}' has shape {found:?}, but {expected:?} is needed")]
+    Shape {
+        /// Where it is.
+        file: String,
+        /// Its stored name.
+        name: String,
+        /// The shape in the file.
+        found: Vec<usize>,
+        /// The shape that the network needs.
+        expected: Vec<usize>,
+    },
+    /// A tensor is stored in a type that no network computes with.
+    #[error("{file}: tensor '{name}' is stored as {found}; f32, f16 or bf16 is needed")]
+    Type {
+        /// Where it is.
+        file: String,
+        /// Its stored name.
+        name: String,
+        /// The type in the file.
+        found: String,
+    },
+    /// A tensor holds NaN or infinity.
+    #[error(
+        "{file}: tensor '{name}' holds NaN or infinite values (first at element {index}): the file is damaged"
+    )]
+    NotFinite {
+        /// Where it is.
+        file: String,
+        /// Its stored name.
+        name: String,
+        /// Index of the first such element.
+        index: usize,
+    },
+    /// Tensors are left that belong to no part of the network.
+    #[error("{file}: {count} tensors fit nowhere in the network, first '{first}'")]
+    Unexpected {
+        /// Where they are.
+        file: String,
+        /// How many.
+        count: usize,
+        /// The first one's stored name.
+        first: String,
+    },
+    /// candle could not build the tensor.
+    #[error(transparent)]
+    Tensor(#[from] candle_core::Error),
+}
