@@ -1,1 +1,25 @@
-//! stub
+//! What a picture needs around its networks: prompts, noise, sigmas, samplers, conditioning, step batches.
+//!
+//! Sits above `darkroom-models` (networks and weights) and below the program. No devices are chosen here and
+//! no file formats are known: requests and pictures go in, pictures come out.
+
+mod conditioning;
+mod denoise;
+mod error;
+pub mod noise;
+pub mod pack;
+mod picture;
+mod pipeline;
+pub mod prompt;
+mod request;
+mod sample;
+pub mod sampler;
+pub mod schedule;
+
+pub use conditioning::Conditioning;
+pub use denoise::Denoiser;
+pub use error::PipelineError;
+pub use picture::{Mask, Picture};
+pub use pipeline::{Pipeline, StepReport};
+pub use request::{ImageRequest, InpaintMode, Limits, PIXELS_PER_CELL, Source};
+pub use sample::{Guidance, Sample};

@@ -1,0 +1,54 @@
+//! What can go wrong between a request and a picture.
+
+use darkroom_models::checkpoint::CheckpointError;
+use darkroom_models::weights::WeightsError;
+
+use crate::prompt::PromptError;
+use crate::sampler::SamplerError;
+use crate::schedule::ScheduleError;
+
+/// Why a picture could not be made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PipelineError {
+    /// A value of the request is out of range.
+    #[error("{field} {message}")]
+    Request {
+        /// The request's field.
+        field: &'static str,
+        /// What it is and what it may be.
+        message: String,
+    },
+    /// A prompt cannot be encoded.
+    #[error("{field}: {source}")]
+    Prompt {
+        /// Which prompt.
+        field: &'static str,
+        /// What is wrong with it.
+        source: PromptError,
+    },
+    /// The schedule cannot be computed.
+    #[error(transparent)]
+    Schedule(#[from] ScheduleError),
+    /// The sampler cannot run.
+    #[error(transparent)]
+    Sampler(#[from] SamplerError),
+    /// The model cannot be opened.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The model's weights do not fit its networks.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// The network gave values that are no numbers.
+    #[error(
+        "picture {index} turned into NaN while denoising: the weights are damaged, or a prompt weight or the \
+         guidance scale is far too large"
+    )]
+    NotANumber {
+        /// Which of the samples, from 0.
+        index: usize,
+    },
+    /// A tensor operation failed.
+    #[error(transparent)]
+    Tensor(#[from] candle_core::Error),
+}

@@ -1,0 +1,161 @@
+//! One latent on its way from noise to picture.
+//!
+//! A sample owns everything that is its own (sampler state, conditioning, guidance scale, noise mask) and
+//! nothing that is shared (networks). [`crate::denoise`] advances any mix of samples by one network call.
+
+use candle_core::Tensor;
+
+use crate::conditioning::Conditioning;
+use crate::sampler::{Advance, Denoised, Sampler};
+use crate::{PipelineError, picture::Mask};
+
+/// What pulls a sample towards its prompt (classifier-free guidance, Ho & Salimans 2022).
+#[derive(Debug, Clone)]
+pub struct Guidance {
+    /// The prompt.
+    pub positive: Conditioning,
+    /// The negative prompt; `None` when the scale is 1 and the sampler does not ask for it.
+    pub negative: Option<Conditioning>,
+    /// `uncond + (cond - uncond) · scale` on denoised latents.
+    pub scale: f64,
+    /// SDXL's size ids, where the network takes them.
+    pub size_ids: Option<[f32; 6]>,
+}
+
+/// What holds the unmasked part of a sample to its source (ComfyUI's `KSamplerX0Inpaint`).
+#[derive(Debug, Clone)]
+pub(crate) struct Repaint {
+    /// `[1, h/8, w/8]`, 1 = repaint; soft values blend.
+    pub(crate) mask: Tensor,
+    /// The source, `[4, h/8, w/8]`, in the network's scale.
+    pub(crate) latent: Tensor,
+    /// The noise that puts the source at a step's noise level.
+    pub(crate) noise: Tensor,
+}
+
+impl Repaint {
+    pub(crate) fn new(mask: &Mask, latent: &Tensor, noise: Tensor) -> Result<Self, PipelineError> {
+        let (_, height, width) = latent.dims3()?;
+        let mask = mask.resized(width, height).to_tensor(latent.device())?;
+        Ok(Self { mask, latent: latent.clone(), noise })
+    }
+
+    fn blend(&self, inside: &Tensor, outside: &Tensor) -> candle_core::Result<Tensor> {
+        inside.broadcast_mul(&self.mask)? + outside.broadcast_mul(&self.mask.affine(-1.0, 1.0)?)?
+    }
+
+    /// What the network sees: the source at noise level `sigma` outside the mask.
+    fn input(&self, latent: &Tensor, sigma: f32) -> candle_core::Result<Tensor> {
+        let source = (&self.latent + (&self.noise * f64::from(sigma))?)?;
+        self.blend(latent, &source)
+    }
+}
+
+enum State {
+    Running { sampler: Box<dyn Sampler>, latent: Tensor, sigma: f32 },
+    Done(Tensor),
+}
+
+/// A latent between two denoising steps.
+pub struct Sample {
+    state: State,
+    guidance: Guidance,
+    repaint: Option<Repaint>,
+    steps: usize,
+    evaluations: usize,
+}
+
+/// What the network is to evaluate for one sample: the latent as it sees it, and its noise level.
+pub(crate) struct Evaluation {
+    pub(crate) latent: Tensor,
+    pub(crate) sigma: f32,
+}
+
+impl Sample {
+    /// A sample whose sampler has said what comes first. `steps` is the schedule's number of steps.
+    pub(crate) fn new(
+        sampler: Box<dyn Sampler>,
+        first: Advance,
+        guidance: Guidance,
+        repaint: Option<Repaint>,
+        steps: usize,
+    ) -> Self {
+        let state = match first {
+            Advance::Evaluate { latent, sigma } => State::Running { sampler, latent, sigma },
+            Advance::Done(latent) => State::Done(latent),
+        };
+        Self { state, guidance, repaint, steps, evaluations: 0 }
+    }
+
+    /// A sample with nothing left to do.
+    pub(crate) fn finished(latent: Tensor, guidance: Guidance) -> Self {
+        Self { state: State::Done(latent), guidance, repaint: None, steps: 0, evaluations: 0 }
+    }
+
+    /// The finished latent, `[4, h/8, w/8]` in the network's scale, once there is one.
+    pub fn latent(&self) -> Option<&Tensor> {
+        match &self.state {
+            State::Done(latent) => Some(latent),
+            State::Running { .. } => None,
+        }
+    }
+
+    /// Steps of the schedule in all, and how many are behind this sample.
+    pub fn progress(&self) -> (usize, usize) {
+        let done = match &self.state {
+            State::Running { sampler, .. } => sampler.completed_steps(),
+            State::Done(_) => self.steps,
+        };
+        (done, self.steps)
+    }
+
+    /// Network evaluations so far; more than steps for second-order samplers.
+    pub fn evaluations(&self) -> usize {
+        self.evaluations
+    }
+
+    /// Shape of the latent: samples of one step batch share it.
+    pub(crate) fn latent_dims(&self) -> &[usize] {
+        match &self.state {
+            State::Running { latent, .. } | State::Done(latent) => latent.dims(),
+        }
+    }
+
+    pub(crate) fn guidance(&self) -> &Guidance {
+        &self.guidance
+    }
+
+    pub(crate) fn next_evaluation(&self) -> candle_core::Result<Option<Evaluation>> {
+        let State::Running { latent, sigma, .. } = &self.state else { return Ok(None) };
+        let latent = match &self.repaint {
+            Some(repaint) => repaint.input(latent, *sigma)?,
+            None => latent.clone(),
+        };
+        Ok(Some(Evaluation { latent, sigma: *sigma }))
+    }
+
+    /// Takes the network's answer to [`Self::next_evaluation`], guides it and moves on.
+    pub(crate) fn advance(&mut self, cond: &Tensor, uncond: Option<&Tensor>) -> Result<(), PipelineError> {
+        let State::Running { sampler, .. } = &mut self.state else { return Ok(()) };
+        let guided = match uncond {
+            Some(uncond) if self.guidance.scale != 1.0 => {
+                (uncond + ((cond - uncond)? * self.guidance.scale)?)?
+            }
+            _ => cond.clone(),
+        };
+        let guided = match &self.repaint {
+            Some(repaint) => repaint.blend(&guided, &repaint.latent)?,
+            None => guided,
+        };
+        self.evaluations += 1;
+        match sampler.advance(&Denoised { guided, uncond: uncond.cloned() })? {
+            Advance::Evaluate { latent, sigma } => {
+                if let State::Running { latent: at, sigma: level, .. } = &mut self.state {
+                    (*at, *level) = (latent, sigma);
+                }
+            }
+            Advance::Done(latent) => self.state = State::Done(latent),
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,139 @@
+#!/usr/bin/env python3
+"""Packs recorded ComfyUI runs into the golden files of `pipelines/tests/golden/comfyui/`.
+
+ComfyUI itself is not run here. Its answers (0.3.64, CPU, float32, a tiny SDXL-shaped checkpoint with random
+weights) were recorded once: one folder a workflow with `workflow.json`, the tensors as safetensors and the
+pictures as PNG. This script reads such a folder and keeps what the tests need:
+
+- `sdxl-tiny.safetensors`: the checkpoint, its two token tables reduced to the rows that the prompts use;
+- `recorded.safetensors`: inputs, latents, conditioning and pictures, by `CASE.what`;
+- `cases.json`: each workflow as the plain request it amounts to.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+from transformers import CLIPTokenizer
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from sparse_table import pack_sparse  # noqa: E402
+
+TOKEN_TABLES = [
+    "conditioner.embedders.0.transformer.text_model.embeddings.token_embedding.weight",
+    "conditioner.embedders.1.model.token_embedding.weight",
+]
+
+
+def node_of(workflow: dict, kind: str) -> dict | None:
+    """The inputs of the workflow's only node of this class, if it has one."""
+    found = [node["inputs"] for node in workflow.values() if node["class_type"] == kind]
+    return found[0] if found else None
+
+
+def case_of(name: str, workflow: dict) -> dict | None:
+    """A workflow as a flat request; None for one that does not sample."""
+    sampler = node_of(workflow, "KSampler")
+    if sampler is None:
+        return None
+    text = lambda key: workflow[sampler[key][0]]["inputs"]["text"]  # noqa: E731
+    case = {key: sampler[key] for key in ("seed", "steps", "cfg", "scheduler", "denoise")}
+    case |= {"name": name, "sampler": sampler["sampler_name"], "prompt": text("positive"), "negative": text("negative")}
+    if skip := node_of(workflow, "CLIPSetLastLayer"):
+        case["clip_skip"] = -skip["stop_at_clip_layer"]
+    empty = node_of(workflow, "EmptyLatentImage")
+    if empty:
+        case |= {"width": empty["width"], "height": empty["height"], "batch": empty["batch_size"]}
+        if part := node_of(workflow, "LatentFromBatch"):
+            case |= {"first": part["batch_index"], "length": part["length"]}
+    else:
+        case["image"] = Path(node_of(workflow, "LoadImage")["image"]).stem
+        if fill := node_of(workflow, "VAEEncodeForInpaint"):
+            case["fill_grow"] = fill["grow_mask_by"]
+        case["noise_mask"] = node_of(workflow, "SetLatentNoiseMask") is not None
+    return case
+
+
+def used_tokens(prompts: set[str], tokenizer: CLIPTokenizer) -> list[int]:
+    """Every token that any way of splitting these prompts into weighted groups can give."""
+    texts = set(prompts)
+    for prompt in prompts:
+        bare = prompt
+        for mark in "()\\:[],":
+            bare = bare.replace(mark, " ")
+        texts |= {bare, *bare.split(), *prompt.split(), *prompt.replace("\\", "").split(), *"()[],:"}
+    ids = {0, 49406, 49407}
+    for text in texts:
+        ids |= set(tokenizer(text)["input_ids"])
+    return sorted(ids)
+
+
+def pictures_in(folder: Path) -> np.ndarray | None:
+    """The folder's PNGs as `[n, h, w, 3]` bytes."""
+    files = sorted(folder.glob("*.png"))
+    return np.stack([np.asarray(Image.open(f).convert("RGB")) for f in files]) if files else None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recorded", type=Path, required=True, help="folder of recorded ComfyUI runs")
+    parser.add_argument("--merges", type=Path, required=True, help="bpe_simple_vocab_16e6.txt.gz (PyPI: clip-anytorch)")
+    parser.add_argument("--out", type=Path, default=Path("pipelines/tests/golden/comfyui"))
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+
+    folders = sorted(f for f in args.recorded.iterdir() if f.name[:2] in ("a1", "a2", "a4", "a6", "a7", "c1", "c2", "c3"))
+    folders += sorted((args.recorded / "samplers").iterdir())
+    cases, tensors, prompts = [], {}, set()
+    for folder in folders:
+        case = case_of(folder.name, json.loads((folder / "workflow.json").read_text()))
+        if case is None:
+            continue
+        cases.append(case)
+        prompts |= {case["prompt"], case["negative"]}
+        for file in folder.glob("*.safetensors"):
+            stored = load_file(file)
+            what = file.stem.rsplit("_", 1)[1]
+            if what in ("latent", "encoded"):
+                tensors[f"{folder.name}.{what}"] = stored["samples"]
+            elif what in ("pos", "neg"):
+                tensors[f"{folder.name}.{what}"] = stored["cond_0"][0]
+                tensors[f"{folder.name}.{what}_pooled"] = stored["pooled_output_0"][0]
+        if (pictures := pictures_in(folder)) is not None:
+            tensors[f"{folder.name}.pictures"] = pictures
+    tiled = args.recorded / "c5_tiled_vae"
+    tensors["c5_tiled_vae.latent"] = load_file(tiled / "c5_tiled_vae_latent.safetensors")["samples"]
+    tensors["c5_tiled_vae.pictures"] = pictures_in(tiled)
+    for name in ("test_256", "test_mask_256"):
+        tensors[f"input.{name}"] = np.asarray(Image.open(args.recorded / f"input/{name}.png").convert("RGBA"))
+    save_file(tensors, args.out / "recorded.safetensors")
+    (args.out / "cases.json").write_text(json.dumps(cases, indent=1) + "\n")
+
+    import gzip
+
+    lines = gzip.open(args.merges, "rt", encoding="utf-8").read().split("\n")
+    merges = [tuple(line.split()) for line in lines[1 : 49152 - 256 - 2 + 1]]
+    from transformers.models.gpt2.tokenization_gpt2 import bytes_to_unicode
+
+    symbols = list(bytes_to_unicode().values())
+    symbols += [s + "</w>" for s in symbols] + ["".join(m) for m in merges] + ["<|startoftext|>", "<|endoftext|>"]
+    tokenizer = CLIPTokenizer(vocab={s: i for i, s in enumerate(symbols)}, merges=merges)
+    rows = used_tokens(prompts, tokenizer)
+    weights = load_file(args.recorded / "models/checkpoints/sdxl_tiny.safetensors")
+    weights = {name: tensor for name, tensor in weights.items() if not name.startswith("denoiser.")}
+    metadata = {"title": "tiny SDXL-shaped checkpoint, random weights, for golden tests"}
+    for table in TOKEN_TABLES:
+        kept = np.zeros_like(weights[table])
+        kept[rows] = weights[table][rows]
+        weights[table] = kept
+        pack_sparse(weights, metadata, table)
+    save_file(weights, args.out / "sdxl-tiny.safetensors", metadata)
+    print(f"{len(cases)} cases, {len(rows)} of 49408 token rows kept")
+
+
+if __name__ == "__main__":
+    main()
