@@ -1,0 +1,5 @@
+//! The CLIP text encoders.
+
+mod config;
+
+pub use config::{ClipTextConfig, HiddenAct};

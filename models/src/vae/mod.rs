@@ -1,0 +1,5 @@
+//! The autoencoder between pictures and latents.
+
+mod config;
+
+pub use config::VaeConfig;
