@@ -3,6 +3,7 @@
 
 pub mod clip;
 mod fields;
+mod layers;
 pub mod unet;
 pub mod vae;
 pub mod weights;

@@ -1,5 +1,10 @@
-//! The CLIP text encoders.
+//! CLIP text encoders (Radford et al. 2021): tokens to the hidden states that condition the UNet.
+//!
+//! One code for OpenAI's CLIP-L and OpenCLIP's bigG; [`ClipTextConfig`] tells them apart.
 
 mod config;
+mod layer;
+mod text_encoder;
 
 pub use config::{ClipTextConfig, HiddenAct};
+pub use text_encoder::{ClipEncoding, ClipTextEncoder, HiddenLayer};

@@ -1,5 +1,17 @@
-//! The conditional UNet of Stable Diffusion 1.5 and SDXL.
+//! The conditional UNet of Stable Diffusion 1.5 and SDXL (Rombach et al. 2022, Podell et al. 2023): a noisy
+//! latent, its noise level and a prompt to the noise in it.
+//!
+//! [`UNet2DConditionModel`] is the network; its downward half is a part of its own so that other networks can
+//! be built on it.
 
+mod blocks;
+mod condition;
 mod config;
+mod encoder;
+mod model;
+mod transformer;
 
+pub use condition::UNetInput;
 pub use config::{AdditionConfig, SIZE_IDS, UNetConfig};
+pub use encoder::UNetFeatures;
+pub use model::UNet2DConditionModel;

@@ -1,0 +1,47 @@
+//! A convolution layer with its weight in the stored type, permuted once at load.
+
+use candle_core::Tensor;
+use darkroom_kernels::{Conv2dGeometry, Padding, conv2d};
+
+use super::linear::load_bias;
+use crate::weights::{Weights, WeightsError};
+
+/// A square convolution with bias over `[b, h, w, inputs]`.
+#[derive(Debug, Clone)]
+pub(crate) struct Conv2d {
+    weight: Tensor,
+    bias: Tensor,
+    geometry: Conv2dGeometry,
+}
+
+impl Conv2d {
+    /// A convolution that keeps the picture's size; takes `weight: [outputs, inputs, kernel, kernel]` (`kernel`
+    /// odd) and `bias: [outputs]`.
+    pub(crate) fn load(
+        weights: &Weights,
+        inputs: usize,
+        outputs: usize,
+        kernel: usize,
+    ) -> Result<Self, WeightsError> {
+        let geometry = Conv2dGeometry { stride: 1, padding: Padding::all(kernel / 2) };
+        Self::load_with(weights, inputs, outputs, kernel, geometry)
+    }
+
+    /// A convolution with its own stride and padding.
+    pub(crate) fn load_with(
+        weights: &Weights,
+        inputs: usize,
+        outputs: usize,
+        kernel: usize,
+        geometry: Conv2dGeometry,
+    ) -> Result<Self, WeightsError> {
+        let stored = weights.take("weight", &[outputs, inputs, kernel, kernel])?;
+        let weight = stored.permute((0, 2, 3, 1))?.contiguous()?;
+        Ok(Self { weight, bias: load_bias(weights, outputs)?, geometry })
+    }
+
+    /// `[b, h, w, inputs] -> [b, h', w', outputs]`.
+    pub(crate) fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        conv2d(x, &self.weight, Some(&self.bias), self.geometry)
+    }
+}

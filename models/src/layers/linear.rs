@@ -1,0 +1,51 @@
+//! A linear layer with its weight in the stored type.
+
+use candle_core::{DType, Tensor};
+use darkroom_kernels::linear;
+
+use crate::weights::{Weights, WeightsError};
+
+/// `x · weightᵀ + bias`.
+#[derive(Debug, Clone)]
+pub(crate) struct Linear {
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+impl Linear {
+    /// Takes `weight: [outputs, inputs]` and `bias: [outputs]`.
+    pub(crate) fn load(weights: &Weights, inputs: usize, outputs: usize) -> Result<Self, WeightsError> {
+        let mut layer = Self::load_without_bias(weights, inputs, outputs)?;
+        layer.bias = Some(load_bias(weights, outputs)?);
+        Ok(layer)
+    }
+
+    /// Takes `weight: [outputs, inputs]` alone.
+    pub(crate) fn load_without_bias(
+        weights: &Weights,
+        inputs: usize,
+        outputs: usize,
+    ) -> Result<Self, WeightsError> {
+        Ok(Self { weight: weights.take("weight", &[outputs, inputs])?, bias: None })
+    }
+
+    /// Takes a 1×1 convolution, `weight: [outputs, inputs, 1, 1]` and `bias: [outputs]`: on channels-last
+    /// pictures it is a linear layer.
+    pub(crate) fn load_pointwise(
+        weights: &Weights,
+        inputs: usize,
+        outputs: usize,
+    ) -> Result<Self, WeightsError> {
+        let weight = weights.take("weight", &[outputs, inputs, 1, 1])?.reshape((outputs, inputs))?;
+        Ok(Self { weight, bias: Some(load_bias(weights, outputs)?) })
+    }
+
+    /// `[.., inputs] -> [.., outputs]`.
+    pub(crate) fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        linear(x, &self.weight, self.bias.as_ref())
+    }
+}
+
+pub(super) fn load_bias(weights: &Weights, outputs: usize) -> Result<Tensor, WeightsError> {
+    Ok(weights.take("bias", &[outputs])?.to_dtype(DType::F32)?)
+}

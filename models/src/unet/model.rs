@@ -1,0 +1,89 @@
+//! The whole network: conditioning, downward half, upward half, output.
+
+use candle_core::{Tensor, bail};
+use darkroom_kernels::Activation;
+
+use super::blocks::UpBlock;
+use super::condition::{Condition, ConditionEmbedding};
+use super::encoder::UNetEncoder;
+use super::{UNetConfig, UNetFeatures, UNetInput};
+use crate::layers::{Conv2d, GroupNorm, channels_first, channels_last};
+use crate::weights::{Weights, WeightsError};
+
+/// diffusers' `UNet2DConditionModel`, for the configs that [`UNetConfig`] can express.
+#[derive(Debug, Clone)]
+pub struct UNet2DConditionModel {
+    config: UNetConfig,
+    embedding: ConditionEmbedding,
+    encoder: UNetEncoder,
+    /// Lowest resolution first.
+    up: Vec<UpBlock>,
+    norm_out: GroupNorm,
+    conv_out: Conv2d,
+}
+
+impl UNet2DConditionModel {
+    /// Takes all of the network's tensors under diffusers' names.
+    pub fn load(config: &UNetConfig, weights: &Weights) -> Result<Self, WeightsError> {
+        config.validate().map_err(candle_core::Error::wrap)?;
+        let (levels, first) = (config.block_out_channels.len(), config.block_out_channels[0]);
+        let up = weights.scope("up_blocks");
+        Ok(Self {
+            config: config.clone(),
+            embedding: ConditionEmbedding::load(config, weights)?,
+            encoder: UNetEncoder::load(config, weights)?,
+            up: (0..levels)
+                .map(|i| UpBlock::load(config, &up.scope(i), levels - 1 - i))
+                .collect::<Result<_, _>>()?,
+            norm_out: GroupNorm::load(
+                &weights.scope("conv_norm_out"),
+                first,
+                config.norm_num_groups,
+                config.norm_eps,
+                Activation::Silu,
+            )?,
+            conv_out: Conv2d::load(&weights.scope("conv_out"), first, config.out_channels, 3)?,
+        })
+    }
+
+    /// What the network was built from.
+    pub fn config(&self) -> &UNetConfig {
+        &self.config
+    }
+
+    /// Predicts every row's noise: `[b, in_channels, h, w] -> [b, out_channels, h, w]`, any `h` and `w`.
+    /// Rows do not influence each other.
+    pub fn forward(&self, input: &UNetInput<'_>) -> candle_core::Result<Tensor> {
+        self.forward_with(input, |_| Ok(()))
+    }
+
+    /// The same, with `adjust` called on what the downward half made before the upward half reads it.
+    pub fn forward_with(
+        &self,
+        input: &UNetInput<'_>,
+        adjust: impl FnOnce(&mut UNetFeatures) -> candle_core::Result<()>,
+    ) -> candle_core::Result<Tensor> {
+        let (batch, channels, height, width) = input.latent.dims4()?;
+        if channels != self.config.in_channels || batch == 0 || height == 0 || width == 0 {
+            bail!(
+                "UNet: latent has shape {:?}, but [batch, {}, height, width] is needed",
+                input.latent.dims(),
+                self.config.in_channels
+            );
+        }
+        let condition = self.embedding.forward(input)?;
+        let stem = self.encoder.stem(&channels_last(input.latent)?)?;
+        let mut features = self.encoder.forward(stem, &condition)?;
+        adjust(&mut features)?;
+        self.decode(features, &condition)
+    }
+
+    fn decode(&self, features: UNetFeatures, condition: &Condition) -> candle_core::Result<Tensor> {
+        let UNetFeatures { mut skips, middle: mut x } = features;
+        for block in &self.up {
+            x = block.forward(x, condition, &mut skips)?;
+        }
+        let x = self.norm_out.forward(&x)?;
+        channels_first(&self.conv_out.forward(&x)?)
+    }
+}
