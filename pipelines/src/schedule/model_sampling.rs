@@ -1,0 +1,175 @@
+//! What a network predicts and at which noise levels it was trained: ComfyUI's `ModelSamplingDiscrete` with `EPS`
+//! or `V_PREDICTION`, for Stable Diffusion 1.5 and SDXL.
+
+use candle_core::{Result, Tensor};
+
+/// Timesteps a discrete model was trained on.
+const TIMESTEPS: usize = 1000;
+/// First and last beta of the `scaled_linear` schedule that SD 1.5 and SDXL share.
+const BETA_START: f64 = 0.00085;
+const BETA_END: f64 = 0.012;
+/// How close to the largest sigma a run must begin to count as full denoising (`math.isclose` in ComfyUI).
+const MAX_SIGMA_RELATIVE: f64 = 1e-5;
+
+/// What the network's output means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Prediction {
+    /// The noise (`epsilon`).
+    Epsilon,
+    /// The velocity (Salimans and Ho 2022).
+    V,
+}
+
+/// A discrete model's noise levels and the maps between latents, network inputs and network outputs.
+#[derive(Debug, Clone)]
+pub struct ModelSampling {
+    prediction: Prediction,
+    /// Sigma of each timestep, rising.
+    sigmas: Vec<f32>,
+    log_sigmas: Vec<f32>,
+}
+
+impl ModelSampling {
+    /// The schedule of Stable Diffusion 1.5 and SDXL: 1000 timesteps, betas `linspace(√0.00085, √0.012)²`.
+    #[must_use]
+    pub fn scaled_linear(prediction: Prediction) -> Self {
+        let (start, end) = (BETA_START.sqrt(), BETA_END.sqrt());
+        let step = (end - start) / (TIMESTEPS - 1) as f64;
+        let mut kept = 1.0f64;
+        let exact: Vec<f64> = (0..TIMESTEPS)
+            .map(|t| {
+                // torch's linspace counts the second half from the end.
+                let root = if t < TIMESTEPS / 2 {
+                    start + step * t as f64
+                } else {
+                    end - step * (TIMESTEPS - 1 - t) as f64
+                };
+                kept *= 1.0 - root * root;
+                ((1.0 - kept) / kept).sqrt()
+            })
+            .collect();
+        Self {
+            prediction,
+            sigmas: exact.iter().map(|&sigma| sigma as f32).collect(),
+            log_sigmas: exact.iter().map(|sigma| sigma.ln() as f32).collect(),
+        }
+    }
+
+    /// What the network predicts.
+    #[must_use]
+    pub fn prediction(&self) -> Prediction {
+        self.prediction
+    }
+
+    /// Sigma of every timestep, rising.
+    #[must_use]
+    pub fn table(&self) -> &[f32] {
+        &self.sigmas
+    }
+
+    /// Smallest sigma the model was trained at, about 0.0292.
+    #[must_use]
+    pub fn sigma_min(&self) -> f32 {
+        self.sigmas[0]
+    }
+
+    /// Largest sigma the model was trained at, about 14.6146.
+    #[must_use]
+    pub fn sigma_max(&self) -> f32 {
+        self.sigmas[self.sigmas.len() - 1]
+    }
+
+    /// The timestep whose sigma is nearest in the logarithm: what the network is told. A whole number; the lower of
+    /// two equally near.
+    #[must_use]
+    pub fn timestep(&self, sigma: f32) -> f32 {
+        let log_sigma = ln(sigma);
+        let distance = |index: usize| (log_sigma - self.log_sigmas[index]).abs();
+        let mut best = 0;
+        for index in 1..self.log_sigmas.len() {
+            if distance(index) < distance(best) {
+                best = index;
+            }
+        }
+        best as f32
+    }
+
+    /// Sigma at a timestep, which may lie between whole ones and is cut to the table.
+    #[must_use]
+    pub fn sigma(&self, timestep: f32) -> f32 {
+        let t = timestep.clamp(0.0, (self.log_sigmas.len() - 1) as f32);
+        let (low, high) = (t.floor() as usize, t.ceil() as usize);
+        let weight = t - t.trunc();
+        exp((1.0 - weight) * self.log_sigmas[low] + weight * self.log_sigmas[high])
+    }
+
+    /// Sigma at which `percent` (0 to 1) of the run's timesteps are done: what ControlNet ranges are given in.
+    /// 0 is a sigma above every other, 1 is 0.
+    #[must_use]
+    pub fn percent_to_sigma(&self, percent: f64) -> f32 {
+        if percent <= 0.0 {
+            999_999_999.9
+        } else if percent >= 1.0 {
+            0.0
+        } else {
+            self.sigma(((1.0 - percent) * 999.0) as f32)
+        }
+    }
+
+    /// The network's input: `x / √(sigma² + 1)`.
+    ///
+    /// # Errors
+    /// The tensor library failed.
+    pub fn scale_input(&self, x: &Tensor, sigma: f32) -> Result<Tensor> {
+        x.affine(1.0 / f64::from((sigma * sigma + 1.0).sqrt()), 0.0)
+    }
+
+    /// The picture that the network's output means, as a latent: `x - sigma * output` for epsilon.
+    ///
+    /// # Errors
+    /// The shapes differ, or the tensor library failed.
+    pub fn denoised(&self, x: &Tensor, model_output: &Tensor, sigma: f32) -> Result<Tensor> {
+        match self.prediction {
+            Prediction::Epsilon => x - model_output.affine(f64::from(sigma), 0.0)?,
+            Prediction::V => {
+                let variance = sigma * sigma + 1.0;
+                let output = model_output.affine(f64::from(sigma / variance.sqrt()), 0.0)?;
+                x.affine(f64::from(1.0 / variance), 0.0)? - output
+            }
+        }
+    }
+
+    /// Whether a run that begins at `sigma` begins from pure noise.
+    #[must_use]
+    pub fn is_max_denoise(&self, sigma: f32) -> bool {
+        let (sigma, max) = (f64::from(sigma), f64::from(self.sigma_max()));
+        sigma > max || (sigma - max).abs() <= MAX_SIGMA_RELATIVE * sigma.abs().max(max.abs())
+    }
+
+    /// The latent a run starts from: `noise * sigma + latent`, or `noise * √(1 + sigma²) + latent` where the run
+    /// begins from pure noise (`max_denoise`; see [`is_max_denoise`](Self::is_max_denoise)).
+    ///
+    /// # Errors
+    /// The shapes differ, or the tensor library failed.
+    pub fn noise_latent(
+        &self,
+        latent: &Tensor,
+        noise: &Tensor,
+        sigma: f32,
+        max_denoise: bool,
+    ) -> Result<Tensor> {
+        let scale = if max_denoise { (1.0 + sigma * sigma).sqrt() } else { sigma };
+        noise.affine(f64::from(scale), 0.0)? + latent
+    }
+}
+
+/// Single-precision exponential, correctly rounded but for rare ties.
+pub(crate) fn exp(x: f32) -> f32 {
+    f64::from(x).exp() as f32
+}
+
+/// Single-precision logarithm, correctly rounded but for rare ties.
+pub(crate) fn ln(x: f32) -> f32 {
+    f64::from(x).ln() as f32
+}
