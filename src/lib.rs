@@ -1,1 +1,4 @@
-//! stub
+//! Darkroom's own crate: what stands between a person or a client and the pipelines. Pictures in files, the
+//! command line, packs of expressions. No tensors here; those live in `darkroom-pipelines` and below.
+
+pub mod picture;
