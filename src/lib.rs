@@ -1,4 +1,6 @@
 //! Darkroom's own crate: what stands between a person or a client and the pipelines. Pictures in files, the
 //! command line, packs of expressions. No tensors here; those live in `darkroom-pipelines` and below.
 
+pub mod contact_sheet;
+pub mod pack_json;
 pub mod picture;

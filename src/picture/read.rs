@@ -93,11 +93,11 @@ pub fn read_picture(path: &Path) -> Result<(Picture, Option<Mask>), ReadError> {
     let (width, height) = (decoded.width() as usize, decoded.height() as usize);
     let mask = decoded.color().has_alpha().then(|| {
         let alpha = decoded.to_rgba8().into_raw();
-        let data = alpha.chunks_exact(4).map(|pixel| 1.0 - f32::from(pixel[3]) / 255.0).collect();
-        Mask { width, height, data }
+        alpha.chunks_exact(4).map(|pixel| 1.0 - f32::from(pixel[3]) / 255.0).collect()
     });
     let data = decoded.into_rgb8().into_raw().into_iter().map(|value| f32::from(value) / 255.0).collect();
-    Ok((Picture { width, height, data }, mask))
+    let picture = Picture::new(width, height, data).ok_or_else(|| no_pixels(path))?;
+    Ok((picture, mask.and_then(|mask| Mask::new(width, height, mask))))
 }
 
 /// Reads a mask file: white repaints, black keeps. Of a coloured file the red channel counts, as in ComfyUI's
@@ -107,7 +107,11 @@ pub fn read_mask(path: &Path) -> Result<Mask, ReadError> {
     let (width, height) = (decoded.width() as usize, decoded.height() as usize);
     let rgb = decoded.into_rgb8().into_raw();
     let data = rgb.chunks_exact(3).map(|pixel| f32::from(pixel[0]) / 255.0).collect();
-    Ok(Mask { width, height, data })
+    Mask::new(width, height, data).ok_or_else(|| no_pixels(path))
+}
+
+fn no_pixels(path: &Path) -> ReadError {
+    ReadError::Damaged { file: path.display().to_string(), reason: "it has no pixels".into() }
 }
 
 fn decode(path: &Path) -> Result<DynamicImage, ReadError> {
@@ -203,8 +207,8 @@ mod tests {
         let path = folder.path().join("lies.jpg");
         std::fs::write(&path, small_png()).unwrap();
         let (picture, mask) = read_picture(&path).unwrap();
-        assert_eq!((picture.width, picture.height), (16, 8));
-        assert_eq!(picture.data[3 * (16 * 2 + 5)..][..3], [80.0 / 255.0, 64.0 / 255.0, 77.0 / 255.0]);
+        assert_eq!((picture.width(), picture.height()), (16, 8));
+        assert_eq!(picture.data()[3 * (16 * 2 + 5)..][..3], [80.0 / 255.0, 64.0 / 255.0, 77.0 / 255.0]);
         assert_eq!(mask, None);
     }
 
@@ -212,13 +216,13 @@ mod tests {
     fn the_mask_of_a_picture_is_one_minus_alpha() {
         let file = file_of(&png_of(&RgbaImage::from_fn(4, 1, |x, _| Rgba([9, 9, 9, x as u8 * 85])).into()));
         let (_, mask) = read_picture(file.path()).unwrap();
-        assert_eq!(mask.unwrap().data, [1.0, 1.0 - 85.0 / 255.0, 1.0 - 170.0 / 255.0, 0.0]);
+        assert_eq!(mask.unwrap().data(), [1.0, 1.0 - 85.0 / 255.0, 1.0 - 170.0 / 255.0, 0.0]);
     }
 
     #[test]
     fn the_mask_of_a_mask_file_is_its_red_channel() {
         let file = file_of(&png_of(&RgbImage::from_fn(2, 1, |x, _| Rgb([x as u8 * 255, 128, 3])).into()));
-        assert_eq!(read_mask(file.path()).unwrap().data, [0.0, 1.0]);
+        assert_eq!(read_mask(file.path()).unwrap().data(), [0.0, 1.0]);
     }
 
     #[test]
@@ -233,8 +237,8 @@ mod tests {
         writer.write_image_data(&[255, 0, 0, 0, 255, 0]).unwrap();
         writer.finish().unwrap();
         let (picture, _) = read_picture(file_of(&bytes).path()).unwrap();
-        assert_eq!((picture.width, picture.height), (1, 2));
-        assert_eq!(picture.data, [1.0, 0.0, 0.0, 0.0, 1.0, 0.0]);
+        assert_eq!((picture.width(), picture.height()), (1, 2));
+        assert_eq!(picture.data(), [1.0, 0.0, 0.0, 0.0, 1.0, 0.0]);
     }
 
     #[test]
