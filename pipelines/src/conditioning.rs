@@ -3,7 +3,7 @@
 //! Sits between [`crate::prompt`] (text to weighted tokens) and the denoising step, which wants a context of
 //! any number of tokens and a pooled vector for each prompt.
 
-use candle_core::{D, DType, Device, Tensor};
+use candle_core::{D, DType, Tensor};
 use darkroom_models::clip::{ClipTextEncoder, HiddenLayer};
 
 use crate::PipelineError;
@@ -34,19 +34,16 @@ pub(crate) fn encode_prompts(
     prompts: &[&TokenChunks],
     empty: &[u32],
     layer: HiddenLayer,
-    device: &Device,
 ) -> Result<Vec<EncodedPrompt>, PipelineError> {
     let weighted = prompts.iter().any(|p| p.chunks().iter().any(|c| c.is_weighted()));
-    let mut rows: Vec<&[u32]> =
-        prompts.iter().flat_map(|p| p.chunks().iter().map(|c| c.ids().as_slice())).collect();
+    let mut rows: Vec<Vec<u32>> =
+        prompts.iter().flat_map(|p| p.chunks().iter().map(|c| c.ids().to_vec())).collect();
     if weighted {
-        rows.push(empty);
+        rows.push(empty.to_vec());
     }
     let (mut hidden, mut pooled) = (Vec::new(), Vec::new());
     for rows in rows.chunks(ROWS_A_CALL) {
-        let flat: Vec<u32> = rows.concat();
-        let tokens = Tensor::from_vec(flat, (rows.len(), empty.len()), device)?;
-        let encoded = encoder.encode(&tokens, layer)?;
+        let encoded = encoder.encode(rows, layer)?;
         hidden.push(encoded.hidden);
         pooled.extend(encoded.pooled);
     }
@@ -110,6 +107,8 @@ pub(crate) fn pad_contexts(contexts: &[&Tensor]) -> candle_core::Result<(Tensor,
 
 #[cfg(test)]
 mod tests {
+    use candle_core::Device;
+
     use super::*;
 
     #[test]

@@ -27,6 +27,12 @@ pub enum PipelineError {
         /// What is wrong with it.
         source: PromptError,
     },
+    /// The tokenizer cannot be built.
+    #[error(transparent)]
+    Tokenizer(#[from] darkroom_models::tokenizer::TokenizerError),
+    /// Noise cannot be drawn.
+    #[error(transparent)]
+    Noise(#[from] crate::noise::NoiseError),
     /// The schedule cannot be computed.
     #[error(transparent)]
     Schedule(#[from] ScheduleError),

@@ -1,21 +1,21 @@
-
+//! What a picture needs around its networks: prompts, noise, sigmas, samplers, conditioning, step batches.
 //!
 //! Sits above `darkroom-models` (networks and weights) and below the program. No devices are chosen here and
-//! What a picture needs around its networks: prompts, noise, sigmas, samplers, conditioning, step batches.
 //! no file formats are known: requests and pictures go in, pictures come out.
-//! stub
+
 mod conditioning;
 mod denoise;
 mod error;
-mod picture;
-mod pipeline;
-mod request;
-mod sample;
 pub mod noise;
 pub mod pack;
+mod picture;
+mod pipeline;
 pub mod prompt;
+mod request;
+mod sample;
 pub mod sampler;
 pub mod schedule;
+
 pub use conditioning::Conditioning;
 pub use denoise::Denoiser;
 pub use error::PipelineError;

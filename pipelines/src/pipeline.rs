@@ -29,7 +29,7 @@ use crate::PipelineError;
 pub struct Pipeline {
     kind: ModelKind,
     device: Device,
-    tokenizer: ClipTokenizer,
+    tokenizer: Arc<ClipTokenizer>,
     clip_l: ClipTextEncoder,
     clip_g: Option<ClipTextEncoder>,
     unet: UNet2DConditionModel,
@@ -37,7 +37,7 @@ pub struct Pipeline {
     latent_scale: f64,
     sampling: ModelSampling,
     limits: Limits,
-    decode_budget: usize,
+    activation_budget: usize,
 }
 
 /// What [`Pipeline::denoise`] tells after each network call.
@@ -51,8 +51,8 @@ pub struct StepReport<'a> {
     pub elapsed: Duration,
 }
 
-/// Bytes of activations a VAE decode may take before it goes by tiles.
-const DEFAULT_DECODE_BUDGET: usize = 6 << 30;
+/// Bytes of activations that the VAE may take before it goes by tiles.
+const DEFAULT_ACTIVATION_BUDGET: usize = 6 << 30;
 
 impl Pipeline {
     /// Builds the networks of an opened checkpoint. Every tensor of every part must be used.
@@ -75,15 +75,15 @@ impl Pipeline {
         Ok(Self {
             kind: checkpoint.kind,
             device: device.clone(),
-            tokenizer: ClipTokenizer::standard(),
+            tokenizer: ClipTokenizer::standard()?,
             clip_l,
             clip_g,
             unet,
             vae,
             latent_scale: parts.vae.config.scaling_factor,
-            sampling: ModelSampling::stable_diffusion(checkpoint.prediction),
+            sampling: ModelSampling::scaled_linear(checkpoint.prediction),
             limits: Limits::default(),
-            decode_budget: DEFAULT_DECODE_BUDGET,
+            activation_budget: DEFAULT_ACTIVATION_BUDGET,
         })
     }
 
@@ -151,7 +151,8 @@ impl Pipeline {
             }
             None => None,
         };
-        let noisy = self.sampling.noise_latent(&latent, &noise, first_sigma)?;
+        let pure_noise = self.sampling.is_max_denoise(first_sigma);
+        let noisy = self.sampling.noise_latent(&latent, &noise, first_sigma, pure_noise)?;
         let step_noise = sampler::noise_for(
             request.sampler,
             request.seed,
@@ -160,7 +161,8 @@ impl Pipeline {
             &sigmas,
             &self.device,
         )?;
-        let (sampler, first) = sampler::start(request.sampler, noisy, &sigmas, step_noise)?;
+        let (sampler, first) = 
+            sampler::start(request.sampler, noisy, &sigmas, step_noise, &self.sampling)?;
         Ok(Sample::new(sampler, first, guidance, repaint, sigmas.len() - 1))
     }
 
@@ -214,7 +216,7 @@ impl Pipeline {
                 })
                 .collect::<Result<Vec<_>, _>>()?;
             let chunks: Vec<_> = chunks.iter().collect();
-            conditioning::encode_prompts(encoder, &chunks, &flavor.empty_row(), layer, &self.device)
+            conditioning::encode_prompts(encoder, &chunks, &flavor.empty_row(), layer)
         };
         let l = run(&self.clip_l, ClipFlavor::L)?;
         match &self.clip_g {
@@ -282,15 +284,12 @@ impl Pipeline {
         let mut rest = latents;
         while let Some(first) = rest.first() {
             let (_, height, width) = first.dims3()?;
-            let bytes = self.vae.decode_bytes(height, width).max(1);
+            let fit = self.activation_budget / self.vae.decode_bytes(height, width).max(1);
             let same = rest.iter().take_while(|latent| latent.dims() == first.dims()).count();
-            let (now, later) = rest.split_at(same.min(self.decode_budget / bytes).max(1));
+            let (now, later) = rest.split_at(same.min(fit).max(1));
             let batch = self.to_vae_units(&Tensor::stack(now, 0)?)?;
-            let decoded = if bytes > self.decode_budget {
-                self.vae.decode_tiled(&batch, DECODE_TILE, DECODE_TILE / 4)?
-            } else {
-                self.vae.decode(&batch)?
-            };
+            let tiling = self.vae.decode_tiling(height, width, self.activation_budget);
+            let decoded = self.vae.decode_with(&batch, tiling)?;
             for i in 0..now.len() {
                 pictures.push(Picture::from_tensor(&decoded.get(i)?)?);
             }
@@ -301,12 +300,12 @@ impl Pipeline {
 
     fn encode_picture(&self, picture: &Picture) -> Result<Tensor, PipelineError> {
         let pixels = picture.cropped_to_multiple(PIXELS_PER_CELL).to_tensor(&self.device)?;
-        Ok((self.vae.encode(&pixels)?.get(0)? * self.latent_scale)?)
+        let (_, _, height, width) = pixels.dims4()?;
+        let (rows, columns) = (height / PIXELS_PER_CELL, width / PIXELS_PER_CELL);
+        let tiling = self.vae.encode_tiling(rows, columns, self.activation_budget);
+        Ok((self.vae.encode_with(&pixels, tiling)?.get(0)? * self.latent_scale)?)
     }
 }
-
-/// Latent cells a side of a decode tile (512 pixels), as ComfyUI's.
-const DECODE_TILE: usize = 64;
 
 /// Source pictures as latents, each distinct one encoded once for all requests that share it.
 struct SourceLatents<'a> {

@@ -8,7 +8,7 @@ use crate::layers::{LayerNorm, Linear};
 use crate::weights::{Weights, WeightsError};
 
 /// Which hidden state conditions the UNet ("CLIP skip").
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum HiddenLayer {
     /// The last layer's, with the final layer norm: SD 1.5's default.
     Final,
