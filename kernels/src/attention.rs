@@ -1,7 +1,11 @@
 //! Scaled dot-product attention over channels-last sequences.
 
-use candle_core::{Result, Tensor};
+use candle_core::{CpuStorage, Layout, Result, Storage, Tensor, bail};
 
+use crate::cpu::attention::{Problem, Sequence, attend};
+use crate::cpu::gemm::with_kernel;
+use crate::cpu::isa::Isa;
+use crate::cpu::tensors;
 use crate::reference;
 
 /// Which keys a query may see.
@@ -18,6 +22,83 @@ pub enum AttentionMask {
 
 /// `softmax(q kᵀ / √d) v` per head, with `q: [batch, queries, heads·d]` and `k`, `v: [batch, keys, heads·d]`.
 /// Returns `[batch, queries, heads·d]`.
+///
+/// # Errors
+/// When the shapes do not fit each other, the heads do not divide the channels, a dimension is zero, or key
+/// lengths are not one per batch row and within `1..=keys`.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, mask: &AttentionMask) -> Result<Tensor> {
-    reference::attention(q, k, v, heads, mask)
+    let (batch, queries, inner) = q.dims3()?;
+    let (_, keys, _) = k.dims3()?;
+    if k.dims() != [batch, keys, inner] || v.dims() != k.dims() {
+        bail!("attention: q {:?}, k {:?} and v {:?} do not fit", q.shape(), k.shape(), v.shape());
+    }
+    if batch * queries * keys * inner == 0 {
+        bail!("attention: q {:?} or k {:?} is empty", q.shape(), k.shape());
+    }
+    if heads == 0 || inner % heads != 0 {
+        bail!("attention: {heads} heads do not divide {inner} channels");
+    }
+    if let AttentionMask::KeyLengths(lengths) = mask
+        && (lengths.len() != batch || lengths.iter().any(|&len| len == 0 || len > keys))
+    {
+        bail!("attention: key lengths {lengths:?} for batch {batch} and {keys} keys");
+    }
+    if ![q, k, v].iter().all(|t| tensors::takes_activation(t)) {
+        return reference::attention(q, k, v, heads, mask);
+    }
+    on_cpu(Isa::detect(), q, k, v, heads, mask)
+}
+
+fn on_cpu(
+    isa: Isa,
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    heads: usize,
+    mask: &AttentionMask,
+) -> Result<Tensor> {
+    let (q, k, v) = (rows_contiguous(q)?, rows_contiguous(k)?, rows_contiguous(v)?);
+    let (batch, queries, inner) = q.dims3()?;
+    let (q_storage, q_layout) = q.storage_and_layout();
+    let (k_storage, k_layout) = k.storage_and_layout();
+    let (v_storage, v_layout) = v.storage_and_layout();
+    let problem = Problem {
+        q: sequence(&q_storage, q_layout)?,
+        k: sequence(&k_storage, k_layout)?,
+        v: sequence(&v_storage, v_layout)?,
+        batch,
+        queries,
+        keys: k.dim(1)?,
+        heads,
+        d: inner / heads,
+        causal: *mask == AttentionMask::Causal,
+        key_lengths: match mask {
+            AttentionMask::KeyLengths(lengths) => Some(lengths),
+            _ => None,
+        },
+    };
+    // SAFETY: the kernel is one the machine has; sizes and lengths were checked by the caller; every element
+    // of the output is written.
+    unsafe {
+        tensors::build((batch, queries, inner), |out| {
+            with_kernel!(isa, K => attend::<K>(isa, &problem, out));
+            Ok(())
+        })
+    }
+}
+
+/// `x` itself when its channels lie side by side, which is all that the fast path needs; else a copy.
+fn rows_contiguous(x: &Tensor) -> Result<Tensor> {
+    if x.stride().last() == Some(&1) { Ok(x.clone()) } else { x.contiguous() }
+}
+
+fn sequence<'a>(storage: &'a Storage, layout: &Layout) -> Result<Sequence<'a>> {
+    match (storage, layout.stride()) {
+        (Storage::Cpu(CpuStorage::F32(all)), &[batch_stride, token_stride, _]) => Ok(Sequence {
+            elements: &all[layout.start_offset().min(all.len())..],
+            batch_stride,
+            token_stride,
+        }),
+        _ => bail!("attention: inputs are f32 of rank 3"),
+    }
 }

@@ -1,7 +1,10 @@
 //! 2-D convolution, channels-last.
 
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Tensor, bail};
 
+use crate::cpu::gemm::{self, Dense, Im2col, Problem, with_kernel};
+use crate::cpu::isa::Isa;
+use crate::cpu::tensors::{self, with_elements};
 use crate::reference;
 
 /// Rows and columns of zeros around a picture.
@@ -35,11 +38,76 @@ pub struct Conv2dGeometry {
 
 /// `x: [b, h, w, in]` convolved with `weight: [out, kh, kw, in]`, plus `bias: [out]`.
 /// Returns `[b, h', w', out]`, `h' = (h + top + bottom - kh) / stride + 1`.
+///
+/// # Errors
+/// When the shapes do not fit each other, the kernel is larger than the padded picture, the stride or a
+/// dimension is zero.
 pub fn conv2d(
     x: &Tensor,
     weight: &Tensor,
     bias: Option<&Tensor>,
     geometry: Conv2dGeometry,
 ) -> Result<Tensor> {
-    reference::conv2d(x, weight, bias, geometry)
+    let (_, h, w, channels) = x.dims4()?;
+    let (out, kh, kw, inner) = weight.dims4()?;
+    if channels != inner || bias.is_some_and(|b| b.dims() != [out]) {
+        let bias = bias.map(Tensor::shape);
+        bail!("conv2d: x {:?}, weight {:?} and bias {bias:?} do not fit", x.shape(), weight.shape());
+    }
+    if x.elem_count() == 0 || weight.elem_count() == 0 {
+        bail!("conv2d: x {:?} or weight {:?} is empty", x.shape(), weight.shape());
+    }
+    let p = geometry.padding;
+    if geometry.stride == 0 || kh > h + p.top + p.bottom || kw > w + p.left + p.right {
+        bail!("conv2d: {geometry:?} and weight {:?} leave nothing of x {:?}", weight.shape(), x.shape());
+    }
+    if !tensors::takes_activation(x) || !tensors::takes_weight(weight) {
+        return reference::conv2d(x, weight, bias, geometry);
+    }
+    on_cpu(Isa::detect(), x, weight, bias, geometry)
+}
+
+fn on_cpu(
+    isa: Isa,
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    geometry: Conv2dGeometry,
+) -> Result<Tensor> {
+    let (x, weight) = (x.contiguous()?, weight.contiguous()?);
+    let (b, height, width, channels) = x.dims4()?;
+    let (n, kh, kernel_width, _) = weight.dims4()?;
+    let p = geometry.padding;
+    let out_height = (height + p.top + p.bottom - kh) / geometry.stride + 1;
+    let out_width = (width + p.left + p.right - kernel_width) / geometry.stride + 1;
+    let (m, depth) = (b * out_height * out_width, kh * kernel_width * channels);
+    let bias = bias.map(tensors::widened).transpose()?;
+    let (x_storage, x_layout) = x.storage_and_layout();
+    let (w_storage, w_layout) = weight.storage_and_layout();
+    let picture = tensors::floats(&x_storage, x_layout)?;
+    let w = tensors::elements(&w_storage, w_layout)?;
+    let zeros = vec![0f32; channels];
+    let pointwise = kh == 1 && kernel_width == 1 && geometry.stride == 1 && p == Padding::all(0);
+    // SAFETY: the kernel is one the machine has; sizes were checked by the caller; every element of `C` is
+    // written.
+    unsafe {
+        tensors::build((b, out_height, out_width, n), |c| {
+            with_elements!(w, w => {
+                let w = Dense { elements: w, width: depth };
+                if pointwise {
+                    let a = Dense { elements: picture, width: depth };
+                    let problem = Problem { m, n, depth, a, w, bias: bias.as_deref() };
+                    with_kernel!(isa, K => gemm::multiply::<K, _, _>(&problem, c));
+                } else {
+                    let a = Im2col {
+                        picture, height, width, channels, out_height, out_width, kernel_width, geometry,
+                        zeros: &zeros,
+                    };
+                    let problem = Problem { m, n, depth, a, w, bias: bias.as_deref() };
+                    with_kernel!(isa, K => gemm::multiply::<K, _, _>(&problem, c));
+                }
+            });
+            Ok(())
+        })
+    }
 }

@@ -14,6 +14,7 @@
 mod activation;
 mod attention;
 mod conv2d;
+mod cpu;
 mod geglu;
 mod group_norm;
 mod layer_norm;

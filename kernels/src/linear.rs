@@ -1,10 +1,54 @@
 //! The linear layer: every projection and feed-forward matrix of the networks.
 
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Tensor, bail};
 
+use crate::cpu::gemm::{self, Dense, Problem, with_kernel};
+use crate::cpu::isa::Isa;
+use crate::cpu::tensors::{self, with_elements};
 use crate::reference;
 
 /// `x · weightᵀ + bias`; `x: [.., in]`, `weight: [out, in]`, `bias: [out]`. Returns `[.., out]`.
+///
+/// # Errors
+/// When the shapes do not fit each other or a dimension is zero.
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    reference::linear(x, weight, bias)
+    let (out, inner) = weight.dims2()?;
+    if x.dims().last() != Some(&inner) || bias.is_some_and(|b| b.dims() != [out]) {
+        let bias = bias.map(Tensor::shape);
+        bail!("linear: x {:?}, weight {:?} and bias {bias:?} do not fit", x.shape(), weight.shape());
+    }
+    if x.elem_count() == 0 || out == 0 {
+        bail!("linear: x {:?} or weight {:?} is empty", x.shape(), weight.shape());
+    }
+    if !tensors::takes_activation(x) || !tensors::takes_weight(weight) {
+        return reference::linear(x, weight, bias);
+    }
+    on_cpu(Isa::detect(), x, weight, bias)
+}
+
+fn on_cpu(isa: Isa, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    let (x, weight) = (x.contiguous()?, weight.contiguous()?);
+    let (n, depth) = weight.dims2()?;
+    let m = x.elem_count() / depth;
+    let mut dims = x.dims().to_vec();
+    if let Some(last) = dims.last_mut() {
+        *last = n;
+    }
+    let bias = bias.map(tensors::widened).transpose()?;
+    let (x_storage, x_layout) = x.storage_and_layout();
+    let (w_storage, w_layout) = weight.storage_and_layout();
+    let a = Dense { elements: tensors::floats(&x_storage, x_layout)?, width: depth };
+    let w = tensors::elements(&w_storage, w_layout)?;
+    // SAFETY: the kernel is one the machine has; sizes were checked by the caller; every element of `C` is
+    // written.
+    unsafe {
+        tensors::build(dims, |c| {
+            with_elements!(w, w => {
+                let w = Dense { elements: w, width: depth };
+                let problem = Problem { m, n, depth, a, w, bias: bias.as_deref() };
+                with_kernel!(isa, K => gemm::multiply::<K, _, _>(&problem, c));
+            });
+            Ok(())
+        })
+    }
 }

@@ -1,0 +1,14 @@
+//! Fast paths for CPU tensors: `f32` activations, weights in `f32`, `f16` or `bf16`.
+//!
+//! The public functions of the crate check shapes and then ask for these; whatever they do not take (another
+//! device, another activation type) goes to [`crate::reference`]. Instruction sets are chosen at run time.
+
+pub(crate) mod attention;
+mod element;
+pub(crate) mod gemm;
+pub(crate) mod isa;
+pub(crate) mod math;
+pub(crate) mod parallel;
+pub(crate) mod scratch;
+pub(crate) mod tensors;
+pub(crate) mod vector;
