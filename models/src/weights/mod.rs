@@ -3,12 +3,15 @@
 //! [`WeightFile`] is one safetensors file, validated and mapped. [`Weights`] is what a network sees: tensors
 //! under the reference library's (diffusers', transformers') names, wherever and however they are stored.
 
+mod copy;
 mod file;
+mod foreign;
 mod header;
+pub mod sparse;
 mod view;
 
 pub use file::WeightFile;
-pub use header::{Header, StoredType, TensorInfo};
+pub use header::{Header, MAX_HEADER_BYTES, MAX_RANK, MAX_TENSORS, Storage, StoredType, TensorInfo};
 pub use view::{Stored, Transform, Weights};
 
 /// What is wrong with a weight file or with what it holds.
@@ -30,6 +33,16 @@ pub enum WeightsError {
         file: String,
         /// What is wrong, and where.
         reason: String,
+    },
+    /// It is recognisably something else than a safetensors file.
+    #[error("{file}: this is {found}: {hint}")]
+    Foreign {
+        /// The file.
+        file: String,
+        /// What it is.
+        found: &'static str,
+        /// What to do about it.
+        hint: &'static str,
     },
     /// A tensor that the network needs is not there.
     #[error("{file}: tensor '{name}' is missing")]

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use candle_core::{Device, Tensor};
 
-use super::{WeightFile, WeightsError};
+use super::copy::Order;
+use super::{TensorInfo, WeightFile, WeightsError};
 
 /// What to do with a stored tensor to get the canonical one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,12 +24,12 @@ pub enum Transform {
         /// Number of rows.
         len: usize,
     },
-    /// `[out, in, 1, 1] -> [out, in]`: a 1×1 convolution used as a linear layer.
+    /// `[out, in, 1, 1] -> [out, in]`: a 1×1 convolution used as a linear layer. `[out, in]` stays.
     Squeeze,
 }
 
 /// Where a canonical tensor is stored.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct Stored {
     /// The file that holds it.
     pub file: Arc<WeightFile>,
@@ -35,6 +37,34 @@ pub struct Stored {
     pub name: String,
     /// How to make it canonical.
     pub transform: Transform,
+}
+
+impl Stored {
+    /// The canonical tensor's shape; `None` when the tensor is missing or its shape does not allow the
+    /// transform.
+    pub fn shape(&self) -> Option<Vec<usize>> {
+        let shape = &self.file.info(&self.name).ok()?.shape;
+        match (&self.transform, shape.as_slice()) {
+            (Transform::None, _) => Some(shape.clone()),
+            (Transform::Transpose, [rows, columns]) => Some(vec![*columns, *rows]),
+            (Transform::Rows { start, len }, [rows, rest @ ..]) if start.checked_add(*len)? <= *rows => {
+                Some(std::iter::once(len).chain(rest).copied().collect())
+            }
+            (Transform::Squeeze, [out, input] | [out, input, 1, 1]) => Some(vec![*out, *input]),
+            _ => None,
+        }
+    }
+
+    fn read(&self, info: &TensorInfo, shape: &[usize], device: &Device) -> Result<Tensor, WeightsError> {
+        let (rows, order): (Option<Range<usize>>, Order) = match (&self.transform, info.shape.as_slice()) {
+            (Transform::Transpose, [rows, columns]) => {
+                (None, Order::Transposed { rows: *rows, columns: *columns })
+            }
+            (Transform::Rows { start, len }, _) => (Some(*start..start + len), Order::Stored),
+            _ => (None, Order::Stored),
+        };
+        self.file.read(&self.name, info, rows, order, shape, device)
+    }
 }
 
 struct Shared {
@@ -48,6 +78,16 @@ struct Shared {
 pub struct Weights {
     shared: Arc<Shared>,
     prefix: String,
+}
+
+impl std::fmt::Debug for Weights {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Weights")
+            .field("origin", &self.shared.origin)
+            .field("prefix", &self.prefix)
+            .field("left", &self.lock().len())
+            .finish_non_exhaustive()
+    }
 }
 
 impl Weights {
@@ -88,40 +128,70 @@ impl Weights {
         self.lock().contains_key(&self.full(name))
     }
 
+    /// The names in this scope (without its prefix) that nothing took yet, in order.
+    pub fn names(&self) -> Vec<String> {
+        self.lock().keys().filter_map(|name| self.within(name)).map(str::to_owned).collect()
+    }
+
+    /// The canonical shape of `name`, if it is there and not taken yet.
+    pub fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.lock().get(&self.full(name))?.shape()
+    }
+
+    /// `name` without this scope's prefix, if it is in this scope.
+    fn within<'a>(&self, name: &'a str) -> Option<&'a str> {
+        if self.prefix.is_empty() {
+            return Some(name);
+        }
+        name.strip_prefix(&self.prefix)?.strip_prefix('.')
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Stored>> {
         self.shared.left.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Takes the tensor `name`, which must have shape `shape`; in its stored type.
-    pub fn take(&self, name: &str, shape: &[usize]) -> Result<Tensor, WeightsError> {
+    fn claim(&self, name: &str) -> Result<Stored, WeightsError> {
         let full = self.full(name);
-        let stored = self
-            .lock()
+        self.lock()
             .remove(&full)
-            .ok_or_else(|| WeightsError::Missing { file: self.shared.origin.clone(), name: full })?;
-        let tensor = stored.file.tensor(&stored.name, &self.shared.device)?;
-        let tensor = match stored.transform {
-            Transform::None => tensor,
-            Transform::Transpose => tensor.t()?.contiguous()?,
-            Transform::Rows { start, len } => tensor.narrow(0, start, len)?.contiguous()?,
-            Transform::Squeeze => tensor.flatten_from(1)?,
-        };
-        if tensor.dims() != shape {
-            return Err(WeightsError::Shape {
-                file: stored.file.name().to_owned(),
-                name: stored.name,
-                found: tensor.dims().to_vec(),
-                expected: shape.to_vec(),
-            });
+            .ok_or_else(|| WeightsError::Missing { file: self.shared.origin.clone(), name: full })
+    }
+
+    /// Takes the tensor `name`, which must have shape `shape`; in its stored type.
+    ///
+    /// # Errors
+    /// When it is missing, has another shape (found before anything is copied) or type, or holds NaN or
+    /// infinity.
+    pub fn take(&self, name: &str, shape: &[usize]) -> Result<Tensor, WeightsError> {
+        let stored = self.claim(name)?;
+        let info = stored.file.info(&stored.name)?;
+        if stored.shape().as_deref() != Some(shape) {
+            return Err(mismatch(&stored, info, shape));
         }
-        Ok(tensor)
+        stored.read(info, shape, &self.shared.device)
+    }
+
+    /// Takes the convolution weight `name` of shape `[out, in, height, width]` and gives it channels-last,
+    /// `[out, height, width, in]`, reordered while it is copied.
+    ///
+    /// # Errors
+    /// As [`Weights::take`].
+    pub fn take_conv(&self, name: &str, shape: [usize; 4]) -> Result<Tensor, WeightsError> {
+        let stored = self.claim(name)?;
+        let info = stored.file.info(&stored.name)?;
+        if stored.transform != Transform::None || info.shape != shape {
+            return Err(mismatch(&stored, info, &shape));
+        }
+        let [out, inputs, height, width] = shape;
+        let order = Order::ChannelsLast { inputs, taps: height * width };
+        let target = [out, height, width, inputs];
+        stored.file.read(&stored.name, info, None, order, &target, &self.shared.device)
     }
 
     /// Fails when tensors are left in this scope that nothing took.
     pub fn finish(&self) -> Result<(), WeightsError> {
         let left = self.lock();
-        let mut unused =
-            left.iter().filter(|(name, _)| self.prefix.is_empty() || name.starts_with(&self.prefix));
+        let mut unused = left.iter().filter(|(name, _)| self.within(name).is_some());
         match unused.next() {
             None => Ok(()),
             Some((_, first)) => Err(WeightsError::Unexpected {
@@ -135,5 +205,19 @@ impl Weights {
     /// Where this view's tensors go.
     pub fn device(&self) -> &Device {
         &self.shared.device
+    }
+
+    /// The file or folder that errors speak of.
+    pub fn origin(&self) -> &str {
+        &self.shared.origin
+    }
+}
+
+fn mismatch(stored: &Stored, info: &TensorInfo, expected: &[usize]) -> WeightsError {
+    WeightsError::Shape {
+        file: stored.file.name().to_owned(),
+        name: stored.name.clone(),
+        found: stored.shape().unwrap_or_else(|| info.shape.clone()),
+        expected: expected.to_vec(),
     }
 }
