@@ -54,6 +54,16 @@ mod tests {
     }
 
     #[test]
+    fn the_merges_are_openais() {
+        let golden: serde_json::Value =
+            serde_json::from_str(include_str!("../../tests/data/clip_tokens.json")).unwrap();
+        let fnv1a = MERGES.iter().fold(0xCBF2_9CE4_8422_2325_u64, |hash, &byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01B3)
+        });
+        assert_eq!(golden["merges_fnv1a"], format!("{fnv1a:016x}"));
+    }
+
+    #[test]
     fn the_vocabulary_has_clips_size_and_specials_at_its_end() {
         let tokenizer = shared().unwrap();
         assert_eq!(
