@@ -2,5 +2,7 @@
 //! command line, packs of expressions. No tensors here; those live in `darkroom-pipelines` and below.
 
 pub mod contact_sheet;
+pub mod expressions;
+pub mod hub;
 pub mod pack_json;
 pub mod picture;
