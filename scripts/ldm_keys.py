@@ -53,6 +53,16 @@ class LdmTensor:
             return tensors[0][:, :, None, None]
         return tensors[0]
 
+    def undo(self, stored: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The sources, given the tensor as the single file stores it."""
+        if self.transform == "concat":
+            return dict(zip(self.sources, stored.chunk(len(self.sources))))
+        if self.transform == "transpose":
+            stored = stored.T.contiguous()
+        elif self.transform == "conv1x1":
+            stored = stored[:, :, 0, 0]
+        return {self.sources[0]: stored}
+
 
 def _rename(key: str, pairs: Iterable[tuple[str, str]]) -> str:
     for old, new in pairs:
@@ -211,3 +221,22 @@ def single_file(parts: Mapping[Part, Mapping[str, torch.Tensor]]) -> dict[str, t
     built = {entry.name: entry.build(spelled[entry.part].__getitem__) for entry in entries}
     built[LOGIT_SCALE] = torch.tensor(4.6052)
     return built
+
+
+def state_dicts(
+    tensors: Mapping[str, torch.Tensor], keys: Mapping[Part, Iterable[str]]
+) -> dict[Part, dict[str, torch.Tensor]]:
+    """The reverse of `single_file`: four state dicts with exactly the given keys.
+
+    Tensors that are missing or left over are an error.
+    """
+    keys = {part: list(names) for part, names in keys.items()}
+    entries = layout(keys)
+    wanted = {entry.name for entry in entries}
+    missing, extra = wanted - set(tensors), set(tensors) - wanted - {LOGIT_SCALE}
+    if missing or extra:
+        raise ValueError(f"missing: {sorted(missing)[:3]} ({len(missing)}), fits nowhere: {sorted(extra)[:3]} ({len(extra)})")
+    found: dict[Part, dict[str, torch.Tensor]] = {part: {} for part in PARTS}
+    for entry in entries:
+        found[entry.part].update(entry.undo(tensors[entry.name]))
+    return {part: {key: found[part][clip_key(key) if part.startswith("text") else key] for key in keys[part]} for part in PARTS}

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from pen import LINE, RGB, Pen, bezier, box, ellipse, mix, shade
-from vocabulary import EYES, HAIR, HATS, SHIRTS, SKINS
+from vocabulary import EYES, HAIR, HATS, SHIRTS, SKINS, UNTAGGED_EYES, UNTAGGED_HAIR
 
 WHITE: RGB = (255, 255, 255)
 MOUTH: RGB = (150, 50, 54)
@@ -358,7 +358,8 @@ def draw_character(pen: Pen, attributes: dict) -> None:
     """The whole character, back to front, over whatever is on the picture."""
     a = attributes
     black = a["hair"] == "black"
-    colour, skin, iris = HAIR[a["hair"]], SKINS[a["skin"]], EYES[a["eyes"]]
+    colour, iris = (HAIR | UNTAGGED_HAIR)[a["hair"]], (EYES | UNTAGGED_EYES)[a["eyes"]]
+    skin = SKINS[a["skin"]]
     line = (16, 14, 20) if black else LINE
     dark = (32, 28, 40) if black else shade(colour, 0.82)
     light = mix(colour, WHITE, 0.25 if black else 0.45)
