@@ -6,7 +6,7 @@ The vocabulary of 49,408 entries is determined by one list of merges, which the 
 from __future__ import annotations
 
 import gzip
-import importlib.util
+import importlib.metadata
 import json
 from pathlib import Path
 
@@ -16,14 +16,13 @@ _START, _END = "<|startoftext|>", "<|endoftext|>"
 
 
 def _merge_list() -> list[str]:
-    spec = importlib.util.find_spec("clip")
-    folders = list(spec.submodule_search_locations or []) if spec else []
-    for folder in folders:
-        path = Path(folder) / "bpe_simple_vocab_16e6.txt.gz"
-        if path.exists():
-            lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")
-            return lines[1 : VOCABULARY_SIZE - 2 - 2 * 256 + 1]
-    raise FileNotFoundError("the CLIP merge list is missing: pip install clip-anytorch")
+    # Asked for by the distribution's name: a module called `clip` may be anything.
+    try:
+        path = Path(str(importlib.metadata.distribution("clip-anytorch").locate_file("clip/bpe_simple_vocab_16e6.txt.gz")))
+        lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")
+    except (importlib.metadata.PackageNotFoundError, OSError) as error:
+        raise FileNotFoundError("the CLIP merge list is missing: pip install clip-anytorch") from error
+    return lines[1 : VOCABULARY_SIZE - 2 - 2 * 256 + 1]
 
 
 def _byte_alphabet() -> list[str]:

@@ -31,16 +31,12 @@ const ROWS_A_CALL: usize = 32;
 /// `(z - z_empty) · w + z_empty`, `z_empty` being the empty prompt's hidden state at the same position.
 pub(crate) fn encode_prompts(
     encoder: &ClipTextEncoder,
-    prompts: &[&TokenChunks],
-    empty: &[u32],
+    prompts: &[TokenChunks],
     layer: HiddenLayer,
 ) -> Result<Vec<EncodedPrompt>, PipelineError> {
-    let weighted = prompts.iter().any(|p| p.chunks().iter().any(|c| c.is_weighted()));
     let mut rows: Vec<Vec<u32>> =
-        prompts.iter().flat_map(|p| p.chunks().iter().map(|c| c.ids().to_vec())).collect();
-    if weighted {
-        rows.push(empty.to_vec());
-    }
+        prompts.iter().flat_map(|p| p.chunks.iter().map(|chunk| chunk.ids.to_vec())).collect();
+    rows.extend(prompts.iter().find(|p| p.is_weighted()).map(|p| p.empty.to_vec()));
     let (mut hidden, mut pooled) = (Vec::new(), Vec::new());
     for rows in rows.chunks(ROWS_A_CALL) {
         let encoded = encoder.encode(rows, layer)?;
@@ -49,16 +45,17 @@ pub(crate) fn encode_prompts(
     }
     let hidden = Tensor::cat(&hidden, 0)?;
     let pooled = if pooled.is_empty() { None } else { Some(Tensor::cat(&pooled, 0)?) };
+    // Only read where a weight is not 1, and then the last row is the empty prompt's.
     let z_empty = hidden.get(hidden.dim(0)? - 1)?;
 
     let mut first_row = 0;
     prompts
         .iter()
         .map(|prompt| {
-            let chunks = prompt.chunks();
+            let chunks = &prompt.chunks;
             let states = chunks.iter().enumerate().map(|(i, chunk)| {
                 let z = hidden.get(first_row + i)?;
-                if chunk.is_weighted() { reweight(&z, &z_empty, chunk.weights()) } else { Ok(z) }
+                if chunk.is_weighted() { reweight(&z, &z_empty, &chunk.weights) } else { Ok(z) }
             });
             let states = states.collect::<candle_core::Result<Vec<_>>>()?;
             let pooled = pooled.as_ref().map(|p| p.get(first_row)).transpose()?;
@@ -69,8 +66,9 @@ pub(crate) fn encode_prompts(
 }
 
 /// `[77, width]` hidden states with each token's weight applied; tokens of weight 1 stay as they are, to the bit.
-fn reweight(z: &Tensor, z_empty: &Tensor, weights: &[f32]) -> candle_core::Result<Tensor> {
-    let column = Tensor::from_slice(weights, (weights.len(), 1), z.device())?;
+fn reweight(z: &Tensor, z_empty: &Tensor, weights: &[f64]) -> candle_core::Result<Tensor> {
+    let column: Vec<f32> = weights.iter().map(|w| *w as f32).collect();
+    let column = Tensor::from_vec(column, (weights.len(), 1), z.device())?;
     let unweighted = column.eq(1f32)?.broadcast_as(z.shape())?;
     let scaled = (z - z_empty)?.broadcast_mul(&column)?.add(z_empty)?;
     unweighted.where_cond(z, &scaled)

@@ -18,7 +18,7 @@ use crate::conditioning::{self, Conditioning};
 use crate::denoise::Denoiser;
 use crate::noise::initial_noise;
 use crate::picture::{Mask, Picture};
-use crate::prompt::{self, ClipFlavor};
+use crate::prompt::{self, CLIP_G_PAD, CLIP_L_PAD};
 use crate::request::{ImageRequest, InpaintMode, Limits, PIXELS_PER_CELL, Source};
 use crate::sample::{Guidance, Repaint, Sample};
 use crate::sampler::{self, SamplerKind};
@@ -207,24 +207,35 @@ impl Pipeline {
         texts: &[(&'static str, &str)],
         layer: HiddenLayer,
     ) -> Result<Vec<Conditioning>, PipelineError> {
-        let run = |encoder: &ClipTextEncoder, flavor: ClipFlavor| {
-            let chunks = texts
+        let parsed = texts
+            .iter()
+            .map(|(field, text)| {
+                let refuse = |source| PipelineError::Prompt { field, source };
+                let segments = prompt::parse(text, &self.limits.prompt).map_err(refuse)?;
+                prompt::check_weights(&segments).map_err(refuse)?;
+                Ok((*field, segments))
+            })
+            .collect::<Result<Vec<_>, PipelineError>>()?;
+        let run = |encoder: &ClipTextEncoder, pad: u32| {
+            let chunks = parsed
                 .iter()
-                .map(|(field, text)| {
-                    prompt::tokenize(text, &self.tokenizer, flavor, self.limits.prompt_chunks)
+                .map(|(field, segments)| {
+                    prompt::chunk(segments, &self.tokenizer, pad, &self.limits.prompt)
                         .map_err(|source| PipelineError::Prompt { field, source })
                 })
                 .collect::<Result<Vec<_>, _>>()?;
-            let chunks: Vec<_> = chunks.iter().collect();
-            conditioning::encode_prompts(encoder, &chunks, &flavor.empty_row(), layer)
+            for warning in chunks.iter().flat_map(|chunks| &chunks.warnings) {
+                tracing::warn!("{warning}");
+            }
+            conditioning::encode_prompts(encoder, &chunks, layer)
         };
-        let l = run(&self.clip_l, ClipFlavor::L)?;
+        let l = run(&self.clip_l, CLIP_L_PAD)?;
         match &self.clip_g {
             None => {
                 Ok(l.into_iter().map(|l| Conditioning { context: l.hidden, pooled: None }).collect())
             }
             Some(clip_g) => {
-                let g = run(clip_g, ClipFlavor::G)?;
+                let g = run(clip_g, CLIP_G_PAD)?;
                 Ok(l.iter().zip(&g).map(|(l, g)| conditioning::join(l, g)).collect::<Result<_, _>>()?)
             }
         }

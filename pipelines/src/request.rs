@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::noise::BatchPosition;
 use crate::picture::{Mask, Picture};
+use crate::prompt::PromptLimits;
 use crate::sampler::SamplerKind;
 use crate::schedule::Scheduler;
 use crate::PipelineError;
@@ -86,10 +87,8 @@ pub struct Limits {
     pub steps: RangeInclusive<usize>,
     /// Guidance scale.
     pub cfg: RangeInclusive<f64>,
-    /// Bytes of a prompt.
-    pub prompt_bytes: usize,
-    /// 77-token chunks of a prompt.
-    pub prompt_chunks: usize,
+    /// Length of each prompt.
+    pub prompt: PromptLimits,
 }
 
 impl Default for Limits {
@@ -99,14 +98,13 @@ impl Default for Limits {
             pixels: 4096 * 4096,
             steps: 1..=1000,
             cfg: 0.0..=100.0,
-            prompt_bytes: 32 * 1024,
-            prompt_chunks: 32,
+            prompt: PromptLimits::default(),
         }
     }
 }
 
 impl ImageRequest {
-    /// Checks every bound; the error names the field and what it may be.
+    /// Checks every bound but the prompts' (encoding checks those); the error names the field and what it may be.
     pub fn validate(&self, limits: &Limits) -> Result<(), PipelineError> {
         let refuse = |field: &'static str, message: String| Err(PipelineError::Request { field, message });
         if !limits.steps.contains(&self.steps) {
@@ -123,12 +121,6 @@ impl ImageRequest {
         }
         if self.position.index >= self.position.size {
             return refuse("position", "the index must be below the batch's size".into());
-        }
-        for (field, text) in [("prompt", &self.prompt), ("negative_prompt", &self.negative_prompt)] {
-            if text.len() > limits.prompt_bytes {
-                let message = format!("has {} bytes, at most {} are taken", text.len(), limits.prompt_bytes);
-                return refuse(field, message);
-            }
         }
         self.validate_size(limits)
     }
@@ -213,7 +205,6 @@ mod tests {
         assert_eq!(refused_field(|r| r.denoise = f64::NAN), "denoise");
         assert_eq!(refused_field(|r| r.clip_skip = Some(0)), "clip_skip");
         assert_eq!(refused_field(|r| r.position = BatchPosition { index: 2, size: 2 }), "position");
-        assert_eq!(refused_field(|r| r.prompt = "x".repeat(1_000_000)), "prompt");
         assert_eq!(refused_field(|r| r.source = Source::Empty { width: 64, height: 100 }), "height");
         assert_eq!(refused_field(|r| r.source = Source::Empty { width: 8200, height: 64 }), "width");
         assert_eq!(refused_field(|r| r.source = Source::Empty { width: 8192, height: 8192 }), "width");

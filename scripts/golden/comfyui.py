@@ -13,15 +13,19 @@ pictures as PNG. This script reads such a folder and keeps what the tests need:
 import argparse
 import json
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 from transformers import CLIPTokenizer
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from sparse_table import pack_sparse  # noqa: E402
+SCRIPTS = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(SCRIPTS), str(SCRIPTS / "tiny_model")]
+import model_file  # noqa: E402
+from clip_tokenizer import write_tokenizer  # noqa: E402
 
 TOKEN_TABLES = [
     "conditioner.embedders.0.transformer.text_model.embeddings.token_embedding.weight",
@@ -81,7 +85,6 @@ def pictures_in(folder: Path) -> np.ndarray | None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recorded", type=Path, required=True, help="folder of recorded ComfyUI runs")
-    parser.add_argument("--merges", type=Path, required=True, help="bpe_simple_vocab_16e6.txt.gz (PyPI: clip-anytorch)")
     parser.add_argument("--out", type=Path, default=Path("pipelines/tests/golden/comfyui"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -113,15 +116,9 @@ def main() -> None:
     save_file(tensors, args.out / "recorded.safetensors")
     (args.out / "cases.json").write_text(json.dumps(cases, indent=1) + "\n")
 
-    import gzip
-
-    lines = gzip.open(args.merges, "rt", encoding="utf-8").read().split("\n")
-    merges = [tuple(line.split()) for line in lines[1 : 49152 - 256 - 2 + 1]]
-    from transformers.models.gpt2.tokenization_gpt2 import bytes_to_unicode
-
-    symbols = list(bytes_to_unicode().values())
-    symbols += [s + "</w>" for s in symbols] + ["".join(m) for m in merges] + ["<|startoftext|>", "<|endoftext|>"]
-    tokenizer = CLIPTokenizer(vocab={s: i for i, s in enumerate(symbols)}, merges=merges)
+    with tempfile.TemporaryDirectory() as folder:
+        write_tokenizer(Path(folder), "<|endoftext|>")
+        tokenizer = CLIPTokenizer.from_pretrained(folder)
     rows = used_tokens(prompts, tokenizer)
     weights = load_file(args.recorded / "models/checkpoints/sdxl_tiny.safetensors")
     weights = {name: tensor for name, tensor in weights.items() if not name.startswith("denoiser.")}
@@ -130,8 +127,8 @@ def main() -> None:
         kept = np.zeros_like(weights[table])
         kept[rows] = weights[table][rows]
         weights[table] = kept
-        pack_sparse(weights, metadata, table)
-    save_file(weights, args.out / "sdxl-tiny.safetensors", metadata)
+    tensors = {name: torch.from_numpy(tensor) for name, tensor in weights.items()}
+    model_file.write(args.out / "sdxl-tiny.safetensors", tensors, metadata, sparse=TOKEN_TABLES)
     print(f"{len(cases)} cases, {len(rows)} of 49408 token rows kept")
 
 

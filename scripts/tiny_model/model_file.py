@@ -39,7 +39,7 @@ def write(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]
     for name in sparse:
         table = stored.pop(name)
         rows = table.any(1).nonzero()[:, 0]
-        stored[f"{name}.sparse_rows"] = rows.to(torch.int32)
+        stored[f"{name}.sparse_rows"] = rows.to(torch.int64)
         stored[f"{name}.sparse_values"] = table[rows].contiguous()
         metadata[SPARSE + name] = f"{table.shape[0]},{table.shape[1]}"
     path.parent.mkdir(parents=True, exist_ok=True)
