@@ -45,6 +45,12 @@ pub enum PipelineError {
     /// The model's weights do not fit its networks.
     #[error(transparent)]
     Weights(#[from] WeightsError),
+    /// The model's noise schedule is one that is not implemented.
+    #[error("{origin}: the model was trained with zero terminal SNR, which is not supported yet")]
+    ZeroTerminalSnr {
+        /// The file or folder.
+        origin: String,
+    },
     /// The network gave values that are no numbers.
     #[error(
         "picture {index} turned into NaN while denoising: the weights are damaged, or a prompt weight or the \

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor};
-use darkroom_models::checkpoint::{Checkpoint, ModelKind};
-use darkroom_models::clip::{ClipTextEncoder, HiddenLayer};
+use darkroom_models::checkpoint::{CheckpointParts, Component, ModelKind, PredictionType};
+use darkroom_models::clip::{ClipTextConfig, ClipTextEncoder, HiddenLayer};
 use darkroom_models::tokenizer::ClipTokenizer;
 use darkroom_models::unet::UNet2DConditionModel;
 use darkroom_models::vae::AutoencoderKl;
@@ -22,7 +22,7 @@ use crate::prompt::{self, CLIP_G_PAD, CLIP_L_PAD};
 use crate::request::{ImageRequest, InpaintMode, Limits, PIXELS_PER_CELL, Source};
 use crate::sample::{Guidance, Repaint, Sample};
 use crate::sampler::{self, SamplerKind};
-use crate::schedule::{self, ModelSampling};
+use crate::schedule::{self, ModelSampling, Prediction};
 use crate::PipelineError;
 
 /// A text-to-image model, resident and ready.
@@ -56,22 +56,29 @@ const DEFAULT_ACTIVATION_BUDGET: usize = 6 << 30;
 
 impl Pipeline {
     /// Builds the networks of an opened checkpoint. Every tensor of every part must be used.
-    pub fn load(checkpoint: &Checkpoint, device: &Device) -> Result<Self, PipelineError> {
-        let parts = checkpoint;
-        let clip_l = ClipTextEncoder::load(&parts.clip_l.config, &parts.clip_l.weights)?;
-        parts.clip_l.weights.finish()?;
-        let clip_g = match &parts.clip_g {
-            Some(part) => {
-                let encoder = ClipTextEncoder::load(&part.config, &part.weights)?;
-                part.weights.finish()?;
-                Some(encoder)
-            }
-            None => None,
+    pub fn load(checkpoint: &CheckpointParts, device: &Device) -> Result<Self, PipelineError> {
+        checkpoint.require_all()?;
+        if checkpoint.prediction.zero_terminal_snr {
+            return Err(PipelineError::ZeroTerminalSnr { origin: checkpoint.origin.clone() });
+        }
+        let prediction = match checkpoint.prediction.kind {
+            PredictionType::Epsilon => Prediction::Epsilon,
+            PredictionType::V => Prediction::V,
         };
-        let unet = UNet2DConditionModel::load(&parts.unet.config, &parts.unet.weights)?;
-        parts.unet.weights.finish()?;
-        let vae = AutoencoderKl::load(&parts.vae.config, &parts.vae.weights)?;
-        parts.vae.weights.finish()?;
+        let text_encoder = |part: Component<ClipTextConfig>| -> Result<_, PipelineError> {
+            let encoder = ClipTextEncoder::load(&part.config, &part.weights)?;
+            part.weights.finish()?;
+            Ok(encoder)
+        };
+        let clip_l = text_encoder(checkpoint.clip_l()?)?;
+        let clip_g = checkpoint.clip_g.clone().map(text_encoder).transpose()?;
+        let part = checkpoint.vae()?;
+        let vae = AutoencoderKl::load(&part.config, &part.weights)?;
+        part.weights.finish()?;
+        let latent_scale = part.config.scaling_factor;
+        let part = checkpoint.unet()?;
+        let unet = UNet2DConditionModel::load(&part.config, &part.weights)?;
+        part.weights.finish()?;
         Ok(Self {
             kind: checkpoint.kind,
             device: device.clone(),
@@ -80,8 +87,8 @@ impl Pipeline {
             clip_g,
             unet,
             vae,
-            latent_scale: parts.vae.config.scaling_factor,
-            sampling: ModelSampling::scaled_linear(checkpoint.prediction),
+            latent_scale,
+            sampling: ModelSampling::scaled_linear(prediction),
             limits: Limits::default(),
             activation_budget: DEFAULT_ACTIVATION_BUDGET,
         })
