@@ -1,9 +1,10 @@
 //! Diffusion networks and their weights. No sampling here, and no devices chosen: a network is built from
 //! [`weights::Weights`] on the device these name, and maps tensors to tensors through `darkroom-kernels`.
 
+pub mod checkpoint;
+pub mod clip;
 mod fields;
 mod layers;
-pub mod clip;
 pub mod tokenizer;
 pub mod unet;
 pub mod vae;

@@ -51,7 +51,7 @@ pub struct ClipTextConfig {
 impl ClipTextConfig {
     /// Fails when the numbers do not fit together.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        if self.num_attention_heads == 0 || self.hidden_size % self.num_attention_heads != 0 {
+        if self.num_attention_heads == 0 || !self.hidden_size.is_multiple_of(self.num_attention_heads) {
             return Err(ConfigError::Contradiction {
                 reason: format!(
                     "hidden_size {} cannot be split into {} heads",

@@ -190,11 +190,13 @@ fn check_ranges(header: &Header, data: usize) -> Result<(), String> {
     let mut position = 0;
     for (name, info, range) in entries {
         let name = quoted(name);
-        let needed = info
-            .shape
-            .iter()
-            .try_fold(info.dtype.bits(), |bits, size| bits.checked_mul(*size))
-            .ok_or_else(|| format!("tensor {name}: shape {:?} is impossibly large", info.shape))?;
+        // A dimension of 0 counts as 1 here, so that no product of dimensions overflows later.
+        let largest =
+            info.shape.iter().try_fold(info.dtype.bits(), |bits, size| bits.checked_mul((*size).max(1)));
+        if largest.is_none() {
+            return Err(format!("tensor {name}: shape {:?} is impossibly large", info.shape));
+        }
+        let needed = info.elements() * info.dtype.bits();
         if range.start > range.end {
             return Err(format!("tensor {name}: its byte range {range:?} ends before it begins"));
         }
