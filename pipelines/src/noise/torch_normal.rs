@@ -52,13 +52,13 @@ fn ln(x: f32) -> f32 {
     let z = x * x;
     let mut y = 7.037_683_6e-2f32;
     y = y.mul_add(x, -1.151_461e-1);
-    y = y.mul_add(x, 1.167_699_87e-1);
+    y = y.mul_add(x, 1.167_699_84e-1);
     y = y.mul_add(x, -1.242_014_1e-1);
     y = y.mul_add(x, 1.424_932_3e-1);
     y = y.mul_add(x, -1.666_805_7e-1);
-    y = y.mul_add(x, 2.000_071_5e-1);
+    y = y.mul_add(x, 2.000_071_4e-1);
     y = y.mul_add(x, -2.499_999_4e-1);
-    y = y.mul_add(x, 3.333_333_1e-1);
+    y = y.mul_add(x, 3.333_333e-1);
     y *= x;
     y = y.mul_add(z, e * LN2_LOW);
     y = z.mul_add(-0.5, y);

@@ -30,3 +30,29 @@ pub(super) fn ancestral_step(from: f32, to: f32) -> (f32, f32) {
     let up = to.min((to2 * (from2 - to2) / from2).sqrt());
     ((to2 - up * up).sqrt(), up)
 }
+
+/// Solves a small square system by elimination with pivoting. A singular system gives values that are not finite.
+pub(super) fn solve(mut matrix: Vec<Vec<f64>>, mut right: Vec<f64>) -> Vec<f64> {
+    let n = right.len();
+    for column in 0..n {
+        let pivot = (column..n)
+            .max_by(|&a, &b| matrix[a][column].abs().total_cmp(&matrix[b][column].abs()))
+            .unwrap_or(column);
+        matrix.swap(column, pivot);
+        right.swap(column, pivot);
+        for row in column + 1..n {
+            let factor = matrix[row][column] / matrix[column][column];
+            for k in column..n {
+                matrix[row][k] -= factor * matrix[column][k];
+            }
+            right[row] -= factor * right[column];
+        }
+    }
+    for row in (0..n).rev() {
+        for k in row + 1..n {
+            right[row] -= matrix[row][k] * right[k];
+        }
+        right[row] /= matrix[row][row];
+    }
+    right
+}

@@ -33,9 +33,14 @@ impl Step<'_> {
         self.index.checked_sub(1).map(|index| self.sigmas[index])
     }
 
+    /// Standard normal noise for the way between two sigmas.
+    pub(super) fn draw(&mut self, from: f32, to: f32) -> Result<Tensor> {
+        Ok(self.noise.next(from, to)?)
+    }
+
     /// `x` with noise of strength `scale` for the way between two sigmas.
     pub(super) fn add_noise(&mut self, x: &Tensor, scale: f32, from: f32, to: f32) -> Result<Tensor> {
-        Ok((x + self.noise.next(from, to)?.affine(f64::from(scale), 0.0)?)?)
+        Ok((x + self.draw(from, to)?.affine(f64::from(scale), 0.0)?)?)
     }
 }
 

@@ -7,9 +7,21 @@
 //! stay on their device.
 
 mod arithmetic;
+mod ddpm;
+mod deis;
+mod dpm2;
+mod dpm_solver;
+mod dpmpp;
+mod dpmpp_sde;
 mod driver;
+mod er_sde;
 mod euler;
+mod heun;
+mod history;
 mod kind;
+mod sa_solver;
+mod seeds;
+mod uni_pc;
 
 pub(crate) use kind::join;
 pub use kind::{SamplerKind, noise_for};
@@ -18,7 +30,9 @@ use candle_core::Tensor;
 
 use crate::noise::{NoiseError, StepNoise};
 use crate::schedule::ModelSampling;
+use dpmpp_sde::Correction;
 use driver::Driver;
+use uni_pc::{UniPc, Variant};
 
 /// What can go wrong in a sampler.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +58,17 @@ pub enum SamplerError {
     /// The sampler was advanced after it was done.
     #[error("the sampler was done already")]
     AlreadyDone,
+    /// The adaptive sampler found no step that is accurate enough.
+    #[error(
+        "the adaptive sampler gave up after {tries} steps (error {error}); the network's predictions may not be \
+         finite, or use a sampler with fixed steps"
+    )]
+    NoConvergence {
+        /// Steps tried.
+        tries: usize,
+        /// Error of the last one, relative to what is allowed.
+        error: f64,
+    },
     /// Noise could not be drawn.
     #[error(transparent)]
     Noise(#[from] NoiseError),
@@ -118,7 +143,7 @@ pub fn start(
     latent: Tensor,
     sigmas: &[f32],
     noise: Box<dyn StepNoise>,
-    _model: &ModelSampling,
+    model: &ModelSampling,
 ) -> Result<(Box<dyn Sampler>, Advance)> {
     let mut steps: Vec<f32> = Vec::with_capacity(sigmas.len());
     for (index, &sigma) in sigmas.iter().enumerate() {
@@ -130,7 +155,48 @@ pub fn start(
             steps.push(sigma);
         }
     }
-    match kind {
-        _ => Ok(Driver::start(euler::Euler, latent, steps, noise)),
-    }
+    Ok(match kind {
+        SamplerKind::Euler | SamplerKind::Ddim => Driver::start(euler::Euler, latent, steps, noise),
+        SamplerKind::EulerCfgPp => {
+            Driver::start(euler::EulerCfgPp { ancestral: false }, latent, steps, noise)
+        }
+        SamplerKind::EulerAncestral => Driver::start(euler::EulerAncestral, latent, steps, noise),
+        SamplerKind::EulerAncestralCfgPp => {
+            Driver::start(euler::EulerCfgPp { ancestral: true }, latent, steps, noise)
+        }
+        SamplerKind::Heun => Driver::start(heun::Heun::default(), latent, steps, noise),
+        SamplerKind::Heunpp2 => Driver::start(heun::Heunpp2::default(), latent, steps, noise),
+        SamplerKind::Dpm2 => Driver::start(dpm2::Dpm2::new(false), latent, steps, noise),
+        SamplerKind::Dpm2Ancestral => Driver::start(dpm2::Dpm2::new(true), latent, steps, noise),
+        SamplerKind::Lms => Driver::start(history::Lms::new(), latent, steps, noise),
+        SamplerKind::DpmFast => dpm_solver::DpmFast::start(latent, &steps, noise),
+        SamplerKind::DpmAdaptive => dpm_solver::DpmAdaptive::start(latent, &steps),
+        SamplerKind::Dpmpp2sAncestral => {
+            Driver::start(dpmpp::Dpmpp2sAncestral::default(), latent, steps, noise)
+        }
+        SamplerKind::DpmppSde => Driver::start(dpmpp_sde::DpmppSde::default(), latent, steps, noise),
+        SamplerKind::Dpmpp2m => Driver::start(dpmpp::Dpmpp2m::default(), latent, steps, noise),
+        SamplerKind::Dpmpp2mCfgPp => Driver::start(dpmpp::Dpmpp2mCfgPp::default(), latent, steps, noise),
+        SamplerKind::Dpmpp2mSde => {
+            Driver::start(dpmpp_sde::Dpmpp2mSde::new(Correction::Midpoint), latent, steps, noise)
+        }
+        SamplerKind::Dpmpp2mSdeHeun => {
+            Driver::start(dpmpp_sde::Dpmpp2mSde::new(Correction::Heun), latent, steps, noise)
+        }
+        SamplerKind::Dpmpp3mSde => Driver::start(dpmpp_sde::Dpmpp3mSde::new(), latent, steps, noise),
+        SamplerKind::Ddpm => Driver::start(ddpm::Ddpm, latent, steps, noise),
+        SamplerKind::Lcm => Driver::start(ddpm::Lcm, latent, steps, noise),
+        SamplerKind::Ipndm => Driver::start(history::Ipndm::new(), latent, steps, noise),
+        SamplerKind::IpndmV => Driver::start(history::IpndmV::new(), latent, steps, noise),
+        SamplerKind::Deis => Driver::start(deis::Deis::new(), latent, steps, noise),
+        SamplerKind::ResMultistep => Driver::start(history::ResMultistep::default(), latent, steps, noise),
+        SamplerKind::GradientEstimation => {
+            Driver::start(history::GradientEstimation::default(), latent, steps, noise)
+        }
+        SamplerKind::ErSde => Driver::start(er_sde::ErSde::default(), latent, steps, noise),
+        SamplerKind::Seeds2 => Driver::start(seeds::Seeds2::default(), latent, steps, noise),
+        SamplerKind::SaSolver => Driver::start(sa_solver::SaSolver::new(model), latent, steps, noise),
+        SamplerKind::UniPc => UniPc::start(Variant::Bh1, latent, steps)?,
+        SamplerKind::UniPcBh2 => UniPc::start(Variant::Bh2, latent, steps)?,
+    })
 }

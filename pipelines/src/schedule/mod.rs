@@ -6,6 +6,7 @@ mod model_sampling;
 mod scheduler;
 
 pub use model_sampling::{ModelSampling, Prediction};
+pub(crate) use model_sampling::{exp, ln};
 pub use scheduler::{MAX_STEPS, Scheduler, sigmas};
 
 use crate::sampler::SamplerKind;
