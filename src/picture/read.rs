@@ -8,9 +8,8 @@ use std::fs::File;
 use std::io::BufReader;
 use std::path::Path;
 
+use darkroom_pipelines::{Mask, Picture};
 use image::{DynamicImage, ImageDecoder, ImageReader, Limits};
-
-use super::{Mask, Picture};
 
 /// Longest side of an input picture, pixels.
 pub const MAX_SIDE: u32 = 16_384;

@@ -1,10 +1,9 @@
 //! Fits an input picture to a size that was asked for: scaled until it covers the size, cut at the centre.
 //! This is ComfyUI's `ImageScale` with `upscale_method = lanczos`, `crop = center`, up to rounding of the filter.
 
+use darkroom_pipelines::{Mask, Picture};
 use image::imageops::{FilterType, crop_imm, resize};
 use image::{ImageBuffer, Luma, Pixel, Rgb};
-
-use super::{Mask, Picture};
 
 /// `picture` scaled (Lanczos) to cover `width` × `height` and cut to it at the centre. `None` for a size of 0.
 pub fn cover(picture: &Picture, width: usize, height: usize) -> Option<Picture> {
