@@ -1,7 +1,9 @@
 //! Pointwise non-linearities, on their own and as the tail of other operations.
 
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Tensor, bail};
 
+use crate::cpu::isa::Isa;
+use crate::cpu::{pointwise, tensors};
 use crate::reference;
 
 /// The non-linearities that SD-family networks use.
@@ -18,6 +20,28 @@ pub enum Activation {
 }
 
 /// `activation` of every element of `x`, any shape.
+///
+/// # Errors
+/// When `x` has no elements.
 pub fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
-    reference::activate(x, activation)
+    if x.elem_count() == 0 {
+        bail!("activate: x {:?} is empty", x.shape());
+    }
+    if activation == Activation::Identity || !tensors::takes_activation(x) {
+        return reference::activate(x, activation);
+    }
+    on_cpu(Isa::detect(), x, activation)
+}
+
+fn on_cpu(isa: Isa, x: &Tensor, activation: Activation) -> Result<Tensor> {
+    let x = x.contiguous()?;
+    let (storage, layout) = x.storage_and_layout();
+    let elements = tensors::floats(&storage, layout)?;
+    // SAFETY: every element is written.
+    unsafe {
+        tensors::build(x.shape(), |out| {
+            pointwise::activate(isa, elements, activation, out);
+            Ok(())
+        })
+    }
 }

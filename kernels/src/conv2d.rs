@@ -5,6 +5,7 @@ use candle_core::{Result, Tensor, bail};
 use crate::cpu::gemm::{self, Dense, Im2col, Problem, with_kernel};
 use crate::cpu::isa::Isa;
 use crate::cpu::tensors::{self, with_elements};
+use crate::cpu::winograd;
 use crate::reference;
 
 /// Rows and columns of zeros around a picture.
@@ -88,10 +89,22 @@ fn on_cpu(
     let w = tensors::elements(&w_storage, w_layout)?;
     let zeros = vec![0f32; channels];
     let pointwise = kh == 1 && kernel_width == 1 && geometry.stride == 1 && p == Padding::all(0);
+    let winograd_fits = (kh, kernel_width, geometry.stride) == (3, 3, 1)
+        && winograd::pays(b, out_height, out_width, channels, n);
     // SAFETY: the kernel is one the machine has; sizes were checked by the caller; every element of `C` is
     // written.
     unsafe {
         tensors::build((b, out_height, out_width, n), |c| {
+            if winograd_fits {
+                with_elements!(w, weight => {
+                    let problem = winograd::Problem {
+                        x: picture, weight, bias: bias.as_deref(), batch: b, height, width, channels, out: n,
+                        out_height, out_width, top: p.top, left: p.left,
+                    };
+                    with_kernel!(isa, K => winograd::convolve::<K, _>(isa, &problem, c));
+                });
+                return Ok(());
+            }
             with_elements!(w, w => {
                 let w = Dense { elements: w, width: depth };
                 if pointwise {

@@ -25,16 +25,16 @@ pub(crate) fn exp<M: Arithmetic>(x: f32) -> f32 {
     if x < LOWEST { 0.0 } else { y * power }
 }
 
-/// `1 / (1 + e⁻ˣ)`.
-#[inline(always)]
-pub(crate) fn sigmoid<M: Arithmetic>(x: f32) -> f32 {
-    1.0 / (1.0 + exp::<M>(-x))
-}
-
 /// `x · sigmoid(x)`.
 #[inline(always)]
 pub(crate) fn silu<M: Arithmetic>(x: f32) -> f32 {
     x / (1.0 + exp::<M>(-x))
+}
+
+/// `x · sigmoid(1.702 x)`.
+#[inline(always)]
+pub(crate) fn quick_gelu<M: Arithmetic>(x: f32) -> f32 {
+    x / (1.0 + exp::<M>(-1.702 * x))
 }
 
 /// `x · Φ(x)`, the exact GELU. `Φ` through the Chebyshev fit of the complementary error function in Numerical
