@@ -42,11 +42,7 @@ impl Tensors<'_> {
     }
 
     fn config_error(&self, reason: impl Into<String>) -> CheckpointError {
-        CheckpointError::Config {
-            origin: self.origin.to_owned(),
-            part: self.part,
-            reason: reason.into(),
-        }
+        CheckpointError::Config { origin: self.origin.to_owned(), part: self.part, reason: reason.into() }
     }
 
     /// The config that the file's metadata holds under one of the keys for this part.

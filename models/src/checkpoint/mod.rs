@@ -1,6 +1,6 @@
 //! Whole models as people keep them: single files with ldm/sgm names, and diffusers folders. Says what a file
 //! is ([`inspect()`]), and opens Stable Diffusion 1.5 and SDXL checkpoints for the networks to load from
-//! ([`Checkpoint`]). Everything here reads headers and configs only; tensors are copied when networks take them.
+//! ([`Checkpoint`], or [`CheckpointParts`] where some may be missing). Everything here reads headers and configs only; tensors are copied when networks take them.
 
 mod detect;
 mod error;
@@ -36,7 +36,45 @@ pub struct Component<C> {
     pub weights: Weights,
 }
 
-/// An opened checkpoint: what a picture needs, as far as the checkpoint has it.
+/// A complete checkpoint: every part that a picture needs.
+#[derive(Debug)]
+pub struct Checkpoint {
+    /// The file or folder.
+    pub origin: String,
+    /// What model it is: [`ModelKind::Sdxl`] or [`ModelKind::Sd15`].
+    pub kind: ModelKind,
+    /// How it is laid out.
+    pub layout: Layout,
+    /// What the UNet predicts, and whether its schedule ends in pure noise.
+    pub prediction: Prediction,
+    /// The UNet.
+    pub unet: Component<UNetConfig>,
+    /// The autoencoder.
+    pub vae: Component<VaeConfig>,
+    /// CLIP-L, the only text encoder of SD 1.5 and the first of SDXL.
+    pub clip_l: Component<ClipTextConfig>,
+    /// OpenCLIP bigG, SDXL's second text encoder; always there in SDXL.
+    pub clip_g: Option<Component<ClipTextConfig>>,
+    /// Stored names that belong to no part and to nothing known.
+    pub stray: Vec<String>,
+}
+
+impl Checkpoint {
+    /// Opens the single file or diffusers folder at `path`, for networks on `device`.
+    ///
+    /// # Errors
+    /// As [`CheckpointParts::open`], and when parts are missing, which are named.
+    pub fn open(path: &Path, device: &Device) -> Result<Self, CheckpointError> {
+        CheckpointParts::open(path, device)?.complete()
+    }
+
+    /// The same for a file that is open already (the embedded model).
+    pub fn from_file(file: &Arc<WeightFile>, device: &Device) -> Result<Self, CheckpointError> {
+        CheckpointParts::from_file(file, device)?.complete()
+    }
+}
+
+/// An opened checkpoint that may lack parts (a UNet alone, to go with a VAE from elsewhere).
 #[derive(Debug)]
 pub struct CheckpointParts {
     /// The file or folder.
@@ -51,93 +89,64 @@ pub struct CheckpointParts {
     pub unet: Option<Component<UNetConfig>>,
     /// The autoencoder.
     pub vae: Option<Component<VaeConfig>>,
-    /// CLIP-L, the only text encoder of SD 1.5 and the first of SDXL.
+    /// CLIP-L.
     pub clip_l: Option<Component<ClipTextConfig>>,
-    /// OpenCLIP bigG, SDXL's second text encoder.
+    /// OpenCLIP bigG.
     pub clip_g: Option<Component<ClipTextConfig>>,
     /// Stored names that belong to no part and to nothing known.
     pub stray: Vec<String>,
 }
 
 impl CheckpointParts {
-    /// The parts that a picture needs and this checkpoint lacks.
-    pub fn missing(&self) -> Vec<Part> {
-        self.kind.parts().iter().copied().filter(|part| !self.has(*part)).collect()
-    }
-
-    fn has(&self, part: Part) -> bool {
-        match part {
-            Part::UNet => self.unet.is_some(),
-            Part::Vae => self.vae.is_some(),
-            Part::ClipL => self.clip_l.is_some(),
-            Part::ClipG => self.clip_g.is_some(),
-        }
-    }
-
-    /// Fails, naming them, when parts are missing.
-    pub fn require_all(&self) -> Result<(), CheckpointError> {
-        match self.missing().as_slice() {
-            [] => Ok(()),
-            missing => {
-                Err(CheckpointError::MissingParts { origin: self.origin.clone(), parts: missing.to_vec() })
-            }
-        }
-    }
-
-    fn require<C>(
-        &self,
-        component: Option<&Component<C>>,
-        part: Part,
-    ) -> Result<Component<C>, CheckpointError>
-    where
-        C: Clone,
-    {
-        component
-            .cloned()
-            .ok_or_else(|| CheckpointError::MissingParts { origin: self.origin.clone(), parts: vec![part] })
-    }
-
-    /// The UNet, or an error that says it is missing.
-    pub fn unet(&self) -> Result<Component<UNetConfig>, CheckpointError> {
-        self.require(self.unet.as_ref(), Part::UNet)
-    }
-
-    /// The autoencoder, or an error that says it is missing.
-    pub fn vae(&self) -> Result<Component<VaeConfig>, CheckpointError> {
-        self.require(self.vae.as_ref(), Part::Vae)
-    }
-
-    /// CLIP-L, or an error that says it is missing.
-    pub fn clip_l(&self) -> Result<Component<ClipTextConfig>, CheckpointError> {
-        self.require(self.clip_l.as_ref(), Part::ClipL)
-    }
-
-    /// OpenCLIP bigG, or an error that says it is missing.
-    pub fn clip_g(&self) -> Result<Component<ClipTextConfig>, CheckpointError> {
-        self.require(self.clip_g.as_ref(), Part::ClipG)
-    }
-}
-
-/// Opens checkpoints.
-#[derive(Debug)]
-pub struct Checkpoint;
-
-impl Checkpoint {
     /// Opens the single file or diffusers folder at `path`, for networks on `device`.
     ///
     /// # Errors
     /// When it is unreadable, damaged, another kind of model than Stable Diffusion 1.5 or SDXL, or made in a
-    /// way that the networks cannot honour. Missing parts are no error here: see
-    /// [`CheckpointParts::require_all`].
-    pub fn open(path: &Path, device: &Device) -> Result<CheckpointParts, CheckpointError> {
+    /// way that the networks cannot honour.
+    pub fn open(path: &Path, device: &Device) -> Result<Self, CheckpointError> {
         if path.is_dir() {
             return folder::open(path, device);
         }
-        Self::from_file(&Arc::new(WeightFile::open(path)?), device)
+        single_file::open(&Arc::new(WeightFile::open(path)?), device)
     }
 
-    /// The same for a file that is open already (the embedded model).
-    pub fn from_file(file: &Arc<WeightFile>, device: &Device) -> Result<CheckpointParts, CheckpointError> {
+    /// The same for a file that is open already.
+    pub fn from_file(file: &Arc<WeightFile>, device: &Device) -> Result<Self, CheckpointError> {
         single_file::open(file, device)
+    }
+
+    /// The parts that a picture needs and this checkpoint lacks.
+    pub fn missing(&self) -> Vec<Part> {
+        let has = |part: &Part| match part {
+            Part::UNet => self.unet.is_some(),
+            Part::Vae => self.vae.is_some(),
+            Part::ClipL => self.clip_l.is_some(),
+            Part::ClipG => self.clip_g.is_some(),
+        };
+        self.kind.parts().iter().copied().filter(|part| !has(part)).collect()
+    }
+
+    /// The checkpoint, if nothing is missing.
+    ///
+    /// # Errors
+    /// [`CheckpointError::MissingParts`], naming all of them.
+    pub fn complete(self) -> Result<Checkpoint, CheckpointError> {
+        let missing = self.missing();
+        let (true, Some(unet), Some(vae), Some(clip_l)) =
+            (missing.is_empty(), self.unet, self.vae, self.clip_l)
+        else {
+            return Err(CheckpointError::MissingParts { origin: self.origin, parts: missing });
+        };
+        Ok(Checkpoint {
+            origin: self.origin,
+            kind: self.kind,
+            layout: self.layout,
+            prediction: self.prediction,
+            unet,
+            vae,
+            clip_l,
+            clip_g: self.clip_g,
+            stray: self.stray,
+        })
     }
 }
