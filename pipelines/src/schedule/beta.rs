@@ -33,6 +33,10 @@ fn quantile(probability: f64) -> f64 {
     if probability >= 1.0 {
         return 1.0;
     }
+    // At the middle exactly: half the steps round here from a tie.
+    if probability == 0.5 {
+        return 0.5;
+    }
     if probability > 0.5 {
         return 1.0 - quantile(1.0 - probability);
     }
