@@ -1,7 +1,7 @@
 """The shipped file: one safetensors file with ldm/sgm keys, fp16, its token tables stored sparse, its configs inside.
 
 A token table of 49,408 rows of which a hundred are not zero is stored as the rows that are not:
-`NAME.sparse_rows` (their indices) and `NAME.sparse_values` (the rows), with metadata `darkroom.sparse.NAME` = "rows,cols".
+`NAME.sparse_rows` (their indices, I64, increasing) and `NAME.sparse_values` (the rows), with metadata `darkroom.sparse.NAME` = "rows,cols".
 """
 
 from __future__ import annotations
