@@ -1,7 +1,6 @@
 """The shipped file: one safetensors file with ldm/sgm keys, fp16, its token tables stored sparse, its configs inside.
 
-A token table of 49,408 rows of which a hundred are not zero is stored as the rows that are not:
-`NAME.sparse_rows` (their indices, I64, increasing) and `NAME.sparse_values` (the rows), with metadata `darkroom.sparse.NAME` = "rows,cols".
+Of the token tables' 49,408 rows a hundred are not zero: only those are stored (`scripts/sparse_table.py`).
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import networks  # noqa: E402
+import sparse_table  # noqa: E402
 from clip_tokens import tokenizer  # noqa: E402
 from ldm_keys import PARTS, Part, state_dicts  # noqa: E402
 
@@ -28,32 +28,26 @@ TOKEN_TABLES = (
     "conditioner.embedders.0.transformer.text_model.embeddings.token_embedding.weight",
     "conditioner.embedders.1.model.token_embedding.weight",
 )
-SPARSE = "darkroom.sparse."
 Config = dict[str, Any]
 
 
 def write(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str], sparse: Iterable[str] = ()) -> None:
     """Writes the tensors in fp16, those named in `sparse` as their non-zero rows."""
     stored = {name: tensor.half().contiguous().clone() for name, tensor in tensors.items()}
-    metadata = dict(metadata)
-    for name in sparse:
-        table = stored.pop(name)
-        rows = table.any(1).nonzero()[:, 0]
-        stored[f"{name}.sparse_rows"] = rows.to(torch.int64)
-        stored[f"{name}.sparse_values"] = table[rows].contiguous()
-        metadata[SPARSE + name] = f"{table.shape[0]},{table.shape[1]}"
+    stored, metadata = sparse_table.pack(stored, metadata, sparse)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(stored, path, metadata)
-    _sort_header(path)
+    _sort_metadata(path)
 
 
-def _sort_header(path: Path) -> None:
+def _sort_metadata(path: Path) -> None:
     """The library writes metadata in random order; sorted, the same weights give the same bytes."""
     raw = path.read_bytes()
     (length,) = struct.unpack("<Q", raw[:8])
     header = json.loads(raw[8 : 8 + length])
-    text = json.dumps(dict(sorted(header.items())) | {"__metadata__": dict(sorted(header["__metadata__"].items()))})
-    text = text.encode() + b" " * (-len(text.encode()) % 8)
+    header = {"__metadata__": dict(sorted(header.pop("__metadata__").items()))} | header
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
     path.write_bytes(struct.pack("<Q", len(text)) + text + raw[8 + length :])
 
 
@@ -62,14 +56,7 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     with safe_open(path, "pt") as file:
         metadata = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}
-    for key in [key for key in metadata if key.startswith(SPARSE)]:
-        name = key.removeprefix(SPARSE)
-        rows, columns = (int(number) for number in metadata[key].split(","))
-        values = tensors.pop(f"{name}.sparse_values")
-        table = torch.zeros(rows, columns, dtype=values.dtype)
-        table[tensors.pop(f"{name}.sparse_rows").long()] = values
-        tensors[name] = table
-    return tensors, metadata
+    return sparse_table.unpack(tensors, metadata)
 
 
 def configs(metadata: dict[str, str]) -> dict[Part, Config]:
