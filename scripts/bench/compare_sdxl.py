@@ -128,7 +128,7 @@ def make_weights(arguments: argparse.Namespace, sides: list[str]) -> None:
     wanted["darkroom"] = (arguments.weights / "sdxl_random.safetensors", "single-file")
     for side in sides:
         path, layout = wanted[side]
-        # The VAE is the last part written: with it the folder is whole.
+        # Text encoder 2 is the last part written: with it the folder is whole.
         whole = path / "text_encoder_2/model.safetensors" if layout == "diffusers" else path
         if not whole.exists():
             print(f"making {path}", flush=True)

@@ -34,14 +34,17 @@ def main() -> None:
     def progress(text: str) -> None:
         print(f"  {time.perf_counter() - STARTED:7.1f} s  {text}", file=sys.stderr, flush=True)
 
+    import diffusers
     import torch
-    from diffusers import StableDiffusionXLPipeline
+    import transformers
 
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(arguments.threads)
     dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[arguments.compute]
     progress("libraries imported; loading")
     begin = time.perf_counter()
-    pipeline = StableDiffusionXLPipeline.from_pretrained(arguments.folder, torch_dtype=dtype, add_watermarker=False)
+    pipeline = diffusers.StableDiffusionXLPipeline.from_pretrained(arguments.folder, dtype=dtype, add_watermarker=False)
     pipeline.set_progress_bar_config(disable=True)
     timings: dict[str, Any] = {"load_seconds": time.perf_counter() - begin}
     progress("loaded")
