@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor};
-use darkroom_models::checkpoint::{CheckpointParts, Component, ModelKind, PredictionType};
+use darkroom_models::checkpoint::{Checkpoint, Component, ModelKind, PredictionType};
 use darkroom_models::clip::{ClipTextConfig, ClipTextEncoder, HiddenLayer};
 use darkroom_models::tokenizer::ClipTokenizer;
 use darkroom_models::unet::UNet2DConditionModel;
@@ -56,8 +56,7 @@ const DEFAULT_ACTIVATION_BUDGET: usize = 6 << 30;
 
 impl Pipeline {
     /// Builds the networks of an opened checkpoint. Every tensor of every part must be used.
-    pub fn load(checkpoint: &CheckpointParts, device: &Device) -> Result<Self, PipelineError> {
-        checkpoint.require_all()?;
+    pub fn load(checkpoint: &Checkpoint, device: &Device) -> Result<Self, PipelineError> {
         if checkpoint.prediction.zero_terminal_snr {
             return Err(PipelineError::ZeroTerminalSnr { origin: checkpoint.origin.clone() });
         }
@@ -65,18 +64,18 @@ impl Pipeline {
             PredictionType::Epsilon => Prediction::Epsilon,
             PredictionType::V => Prediction::V,
         };
-        let text_encoder = |part: Component<ClipTextConfig>| -> Result<_, PipelineError> {
+        let text_encoder = |part: &Component<ClipTextConfig>| -> Result<_, PipelineError> {
             let encoder = ClipTextEncoder::load(&part.config, &part.weights)?;
             part.weights.finish()?;
             Ok(encoder)
         };
-        let clip_l = text_encoder(checkpoint.clip_l()?)?;
-        let clip_g = checkpoint.clip_g.clone().map(text_encoder).transpose()?;
-        let part = checkpoint.vae()?;
+        let clip_l = text_encoder(&checkpoint.clip_l)?;
+        let clip_g = checkpoint.clip_g.as_ref().map(text_encoder).transpose()?;
+        let part = &checkpoint.vae;
         let vae = AutoencoderKl::load(&part.config, &part.weights)?;
         part.weights.finish()?;
         let latent_scale = part.config.scaling_factor;
-        let part = checkpoint.unet()?;
+        let part = &checkpoint.unet;
         let unet = UNet2DConditionModel::load(&part.config, &part.weights)?;
         part.weights.finish()?;
         Ok(Self {
