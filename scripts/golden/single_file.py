@@ -158,11 +158,12 @@ def same(converted, model):
         assert torch.equal(tensor, converted[name]), name
 
 
-def configs(model):
-    return json.dumps({name: value for name, value in model.config.items() if not name.startswith("_")})
+def config(model):
+    """A network's config as its `config.json` would hold it: head widths and norm groups are in no tensor's shape."""
+    return model.config.to_json_string() if hasattr(model.config, "to_json_string") else json.dumps(dict(model.config))
 
 
-def save_checkpoint(parts, unet_model, vae_model, path):
+def save_checkpoint(parts, unet_model, vae_model, text_encoders, path):
     state = {name: tensor for part in parts for name, tensor in part.items()}
     same(convert_ldm_unet_checkpoint(state, unet_model.config), unet_model)
     same(convert_ldm_vae_checkpoint(state, vae_model.config), vae_model)
@@ -170,7 +171,8 @@ def save_checkpoint(parts, unet_model, vae_model, path):
         name: tensor.half().contiguous() if tensor.is_floating_point() else tensor
         for name, tensor in state.items()
     }
-    metadata = {"tiny.unet_config": configs(unet_model), "tiny.vae_config": configs(vae_model)}
+    models = {"unet": unet_model, "vae": vae_model} | text_encoders
+    metadata = {f"{name}_config": config(model) for name, model in models.items()}
     save_file(state, OUT / path, metadata=metadata)
 
 
@@ -186,12 +188,12 @@ if __name__ == "__main__":
             ldm_clip(clip_l, "conditioner.embedders.0.transformer."),
             packed,
         ],
-        sdxl_unet, sdxl_vae, "sdxl.safetensors",
+        sdxl_unet, sdxl_vae, {"text_encoder": clip_l, "text_encoder_2": clip_g}, "sdxl.safetensors",
     )
     sd15_unet, sd15_vae = unet.sd15(), vae.sd15()
     save_checkpoint(
         [ldm_unet(sd15_unet), ldm_vae(sd15_vae), ldm_clip(clip_l, "cond_stage_model.transformer.")],
-        sd15_unet, sd15_vae, "sd15.safetensors",
+        sd15_unet, sd15_vae, {"text_encoder": clip_l}, "sd15.safetensors",
     )
     networks = {"unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"]}
     text_encoder = ["transformers", "CLIPTextModel"]
