@@ -102,7 +102,11 @@ def unet_layout(keys: Iterable[str]) -> list[LdmTensor]:
             return f"{_UNET_TOP[top]}.{leaf}"
         if match := re.match(r"mid_block\.(resnets|attentions)\.(\d+)\.(.*)", key):
             kind, index, rest = match[1], int(match[2]), match[3]
-            return f"middle_block.1.{rest}" if kind == "attentions" else f"middle_block.{2 * index}.{_rename(rest, _RESNET)}"
+            return (
+                f"middle_block.1.{rest}"
+                if kind == "attentions"
+                else f"middle_block.{2 * index}.{_rename(rest, _RESNET)}"
+            )
         match = re.match(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.*)", key)
         if not match:
             raise ValueError(f"UNet tensor {key!r} has no place in a single-file checkpoint")
@@ -235,8 +239,13 @@ def state_dicts(
     wanted = {entry.name for entry in entries}
     missing, extra = wanted - set(tensors), set(tensors) - wanted - {LOGIT_SCALE}
     if missing or extra:
-        raise ValueError(f"missing: {sorted(missing)[:3]} ({len(missing)}), fits nowhere: {sorted(extra)[:3]} ({len(extra)})")
+        raise ValueError(
+            f"missing: {sorted(missing)[:3]} ({len(missing)}), fits nowhere: {sorted(extra)[:3]} ({len(extra)})"
+        )
     found: dict[Part, dict[str, torch.Tensor]] = {part: {} for part in PARTS}
     for entry in entries:
         found[entry.part].update(entry.undo(tensors[entry.name]))
-    return {part: {key: found[part][clip_key(key) if part.startswith("text") else key] for key in keys[part]} for part in PARTS}
+    return {
+        part: {key: found[part][clip_key(key) if part.startswith("text") else key] for key in keys[part]}
+        for part in PARTS
+    }

@@ -30,7 +30,12 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 DEFAULT_RESULTS = HERE.parents[1] / "benches/results"
-NEEDED_GB = {("diffusers", "f32"): 16.0, ("diffusers", "bf16"): 9.0, ("darkroom", "f32"): 9.0, ("darkroom", "bf16"): 9.0}
+NEEDED_GB = {
+    ("diffusers", "f32"): 16.0,
+    ("diffusers", "bf16"): 9.0,
+    ("darkroom", "f32"): 9.0,
+    ("darkroom", "bf16"): 9.0,
+}
 POLL_SECONDS = 0.1
 
 
@@ -117,7 +122,13 @@ def command_of(side: str, arguments: argparse.Namespace, scratch: Path, timings:
         command = [sys.executable, str(HERE / "diffusers_sdxl.py"), str(arguments.weights / "diffusers"), *shared]
         command += ["--threads", str(arguments.threads), "--compute", arguments.compute]
         return command + (["--skip-decode"] if arguments.skip_decode else [])
-    command = [str(arguments.darkroom), "generate", "--model", str(arguments.weights / "sdxl_random.safetensors"), *shared]
+    command = [
+        str(arguments.darkroom),
+        "generate",
+        "--model",
+        str(arguments.weights / "sdxl_random.safetensors"),
+        *shared,
+    ]
     command += ["--sampler", "euler", "--scheduler", "normal", "--seed", "0", "--count", "1", "--out", str(scratch)]
     return command + arguments.darkroom_args.split()
 
@@ -177,9 +188,18 @@ def table(summaries: dict[str, dict[str, float | None]]) -> str:
 
 def machine(threads: int) -> dict[str, Any]:
     """What the figures were taken on."""
-    model = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "?")
+    model = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        "?",
+    )
     memory = proc_values(Path("/proc/meminfo")).get("MemTotal", 0) / 1e9
-    return {"cpu": model, "cores": len(os.sched_getaffinity(0)), "threads": threads, "memory_gb": round(memory, 1), "system": platform.platform()}
+    return {
+        "cpu": model,
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": threads,
+        "memory_gb": round(memory, 1),
+        "system": platform.platform(),
+    }
 
 
 def versions(darkroom: Path | None) -> dict[str, str]:
@@ -199,27 +219,37 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--darkroom", type=Path, help="the darkroom program, built with --release")
     parser.add_argument("--weights", type=Path, required=True, help="folder of the random checkpoint in both layouts")
     parser.add_argument("--only", choices=("diffusers", "darkroom"), help="measure one side alone")
-    parser.add_argument("--compute", choices=("f32", "bf16"), default="f32", help="diffusers' type (default: %(default)s)")
+    parser.add_argument(
+        "--compute", choices=("f32", "bf16"), default="f32", help="diffusers' type (default: %(default)s)"
+    )
     parser.add_argument("--darkroom-args", default="", metavar="'ARGS'", help="more arguments for darkroom generate")
     parser.add_argument("--steps", type=int, default=3, help="sampling steps a run (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=2, help="runs of each side (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="and cores (default: all, %(default)s)")
+    parser.add_argument(
+        "--threads", type=int, default=len(os.sched_getaffinity(0)), help="and cores (default: all, %(default)s)"
+    )
     parser.add_argument("--width", type=int, default=512, help="default: %(default)s")
     parser.add_argument("--height", type=int, default=512, help="default: %(default)s")
     parser.add_argument("--cfg", type=float, default=7.0, help="above 1 a step is a batch of 2 (default: %(default)s)")
     parser.add_argument("--prompt", default="a red fox in a forest", help="default: %(default)s")
     parser.add_argument("--negative", default="blurry", help="default: %(default)s")
-    parser.add_argument("--skip-decode", action="store_true", help="leave decoding out (darkroom decodes still, uncounted)")
+    parser.add_argument(
+        "--skip-decode", action="store_true", help="leave decoding out (darkroom decodes still, uncounted)"
+    )
     parser.add_argument("--timeout", type=float, default=1800, help="seconds a run may take (default: %(default)s)")
     parser.add_argument("--ignore-memory", action="store_true", help="start even when memory looks short")
-    parser.add_argument("--results", type=Path, default=DEFAULT_RESULTS, help="folder of the report (default: benches/results)")
+    parser.add_argument(
+        "--results", type=Path, default=DEFAULT_RESULTS, help="folder of the report (default: benches/results)"
+    )
     arguments = parser.parse_args()
     if arguments.only != "diffusers":
         if arguments.darkroom is None:
             parser.error("--darkroom PATH is needed (or --only diffusers)")
         found = shutil.which(arguments.darkroom)
         if found is None:
-            parser.error(f"{arguments.darkroom} is not a program: cargo build --release, then --darkroom target/release/darkroom")
+            parser.error(
+                f"{arguments.darkroom} is not a program: cargo build --release, then --darkroom target/release/darkroom"
+            )
         arguments.darkroom = Path(found).resolve()
     return arguments
 
@@ -248,13 +278,21 @@ def main() -> None:
             continue
         runs[side].append(run)
         steps = ", ".join(f"{second:.2f}" for second in run.step_seconds)
-        print(f"  load {run.load_seconds:.1f} s, steps {steps} s, peak {run.peak_gb:.1f} GB (own {run.peak_own_gb:.1f})", flush=True)
+        print(
+            f"  load {run.load_seconds:.1f} s, steps {steps} s, peak {run.peak_gb:.1f} GB (own {run.peak_own_gb:.1f})",
+            flush=True,
+        )
     summaries = {side: summary(done, arguments.skip_decode) for side, done in runs.items() if done}
     if not summaries:
         sys.exit("no run succeeded")
     text = table(summaries)
-    print(f"\nSDXL {arguments.width}×{arguments.height}, diffusers {arguments.compute}, {arguments.threads} threads\n\n{text}")
-    options = {name: getattr(arguments, name) for name in ("compute", "darkroom_args", "steps", "repeats", "width", "height", "cfg", "skip_decode")}
+    print(
+        f"\nSDXL {arguments.width}×{arguments.height}, diffusers {arguments.compute}, {arguments.threads} threads\n\n{text}"
+    )
+    options = {
+        name: getattr(arguments, name)
+        for name in ("compute", "darkroom_args", "steps", "repeats", "width", "height", "cfg", "skip_decode")
+    }
     report = {
         "date": time.strftime("%Y-%m-%d"),
         "machine": machine(arguments.threads),
@@ -265,7 +303,9 @@ def main() -> None:
         "failures": failures,
     }
     arguments.results.mkdir(parents=True, exist_ok=True)
-    path = arguments.results / f"sdxl_{'_'.join(summaries)}_{arguments.compute}_{arguments.width}x{arguments.height}.json"
+    path = (
+        arguments.results / f"sdxl_{'_'.join(summaries)}_{arguments.compute}_{arguments.width}x{arguments.height}.json"
+    )
     path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     print(f"\n{path}")
     sys.exit(1 if failures else 0)

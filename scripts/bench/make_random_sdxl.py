@@ -25,8 +25,8 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from clip_tokenizer import write_tokenizer  # noqa: E402
-from ldm_keys import LOGIT_SCALE, PARTS, Part, clip_key, layout  # noqa: E402
+from clip_tokenizer import write_tokenizer
+from ldm_keys import LOGIT_SCALE, PARTS, Part, clip_key, layout
 
 CONFIGS: dict[str, dict[str, Any]] = json.loads(
     """
@@ -88,7 +88,11 @@ def shapes() -> dict[Part, dict[str, tuple[int, ...]]]:
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     def settings(part: str) -> dict[str, Any]:
-        return {key: value for key, value in CONFIGS[part].items() if key not in ("_class_name", "architectures", "model_type")}
+        return {
+            key: value
+            for key, value in CONFIGS[part].items()
+            if key not in ("_class_name", "architectures", "model_type")
+        }
 
     with torch.device("meta"):
         models: dict[Part, torch.nn.Module] = {
@@ -156,7 +160,9 @@ def write_safetensors(
             written += 2 * tensor.numel()
             if time.monotonic() - reported > 5:
                 reported = time.monotonic()
-                print(f"{path.name}: {written / 1e9:.2f} of {offset / 1e9:.2f} GB, {reported - started:.0f} s", flush=True)
+                print(
+                    f"{path.name}: {written / 1e9:.2f} of {offset / 1e9:.2f} GB, {reported - started:.0f} s", flush=True
+                )
     partial.replace(path)
     print(f"{path}: {path.stat().st_size / 1e9:.2f} GB in {time.monotonic() - started:.0f} s", flush=True)
 
@@ -176,14 +182,18 @@ def write_single_file(path: Path, seed: int) -> None:
     """The layout that people download: one file, ldm/sgm keys."""
     known = shapes()
 
-    def entry(tensor):  # noqa: ANN001, ANN202 - one `LdmTensor` to its name, shape and maker
+    def entry(tensor):
         part = known[tensor.part]
         shape = tensor.shape(part.__getitem__)
         return tensor.name, shape, lambda: tensor.build(lambda key: random_tensor(seed, tensor.part, key, part[key]))
 
     entries = [entry(tensor) for tensor in layout({part: list(tensors) for part, tensors in known.items()})]
     entries.append((LOGIT_SCALE, (), lambda: torch.tensor(4.6052, dtype=torch.float16)))
-    write_safetensors(path, entries, {"modelspec.architecture": "stable-diffusion-xl-v1-base", "modelspec.title": f"random SDXL, seed {seed}"})
+    write_safetensors(
+        path,
+        entries,
+        {"modelspec.architecture": "stable-diffusion-xl-v1-base", "modelspec.title": f"random SDXL, seed {seed}"},
+    )
 
 
 def write_diffusers_folder(folder: Path, seed: int) -> None:
@@ -202,8 +212,12 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="file to write (or folder, with --layout diffusers)")
-    parser.add_argument("--layout", choices=("single-file", "diffusers"), default="single-file", help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="same seed, same weights in both layouts (default: %(default)s)")
+    parser.add_argument(
+        "--layout", choices=("single-file", "diffusers"), default="single-file", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="same seed, same weights in both layouts (default: %(default)s)"
+    )
     parser.add_argument("--force", action="store_true", help="write again even if it is there")
     arguments = parser.parse_args()
     if arguments.out.exists() and not arguments.force:

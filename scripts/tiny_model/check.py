@@ -78,18 +78,25 @@ def check_against_training(file: Path, work: Path, findings: Findings) -> None:
         excess = ((stored[name].float() - tensor).abs() - FP16_TINY).clamp(min=0) / tensor.abs().clamp(min=FP16_TINY)
         if excess.max().item() > worst:
             worst, where = excess.max().item(), name
-    findings.note(worst <= FP16_ROUNDING, f"equal to the trained weights: worst relative difference {worst:.1e} ({where})")
+    findings.note(
+        worst <= FP16_ROUNDING, f"equal to the trained weights: worst relative difference {worst:.1e} ({where})"
+    )
 
 
 def check_tags(tags: dict, findings: Findings) -> None:
     """The tags file against what was trained."""
     known = set(trained_tags())
     expressions = {each["name"] for each in tags["expressions"]}
-    findings.note(expressions == set(EXPRESSION_NAMES), f"{TAGS_FILE.name} names the {len(EXPRESSION_NAMES)} trained expressions")
+    findings.note(
+        expressions == set(EXPRESSION_NAMES), f"{TAGS_FILE.name} names the {len(EXPRESSION_NAMES)} trained expressions"
+    )
     used = {tag for each in tags["expressions"] for tag in each["tags"].split(", ")}
     for group in ("subjects", "hair_colours", "hair_styles", "eye_colours", "outfits", "skin", "backgrounds", "scenes"):
         used |= {tag for each in tags[group] for tag in each["tags"].split(", ")}
-    findings.note(used <= known, f"{TAGS_FILE.name} uses trained tags only{''.join(f' - not {tag!r}' for tag in sorted(used - known))}")
+    findings.note(
+        used <= known,
+        f"{TAGS_FILE.name} uses trained tags only{''.join(f' - not {tag!r}' for tag in sorted(used - known))}",
+    )
 
 
 def check_expressions(file: Path, tags: dict, arguments: argparse.Namespace, findings: Findings) -> None:
@@ -131,7 +138,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=sampling.STEPS, help="sampling steps (default: %(default)s)")
     parser.add_argument("--drawings", type=int, default=1600, help="drawings for the probe (default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=8, help="the probe's training (default: %(default)s)")
-    parser.add_argument("--least", type=float, default=0.95, help="share that must be recognised (default: %(default)s)")
+    parser.add_argument(
+        "--least", type=float, default=0.95, help="share that must be recognised (default: %(default)s)"
+    )
     parser.add_argument("--sheet", type=Path, help="write the judged pictures here (PNG)")
     arguments = parser.parse_args()
     if arguments.pictures < len(EXPRESSION_NAMES):
@@ -142,7 +151,10 @@ def main() -> None:
     findings.note(size <= LARGEST, f"{arguments.file}: {size / 1e6:.2f} MB of at most {LARGEST / 1e6:.0f}")
     modules = model_file.parts(arguments.file)
     parameters = {part: sum(parameter.numel() for parameter in modules[part].parameters()) for part in PARTS}
-    findings.note(True, "every tensor has its place: " + ", ".join(f"{part} {count / 1e6:.2f} M" for part, count in parameters.items()))
+    findings.note(
+        True,
+        "every tensor has its place: " + ", ".join(f"{part} {count / 1e6:.2f} M" for part, count in parameters.items()),
+    )
     check_diffusers_loader(arguments.file, modules, findings)
     if arguments.work:
         check_against_training(arguments.file, arguments.work, findings)

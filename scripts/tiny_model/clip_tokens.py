@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from clip_tokenizer import BOS, EOS, write_tokenizer  # noqa: E402
-from vocabulary import FILLER, trained_tags  # noqa: E402
+from clip_tokenizer import BOS, EOS, write_tokenizer
+from vocabulary import FILLER, trained_tags
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer

@@ -21,7 +21,9 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("work", type=Path, help="folder of the run")
-    parser.add_argument("--count", type=int, default=SHIPPED_COUNT, help="drawings; 640 at least (default: %(default)s)")
+    parser.add_argument(
+        "--count", type=int, default=SHIPPED_COUNT, help="drawings; 640 at least (default: %(default)s)"
+    )
     parser.add_argument("--processes", type=int, default=2, help="default: %(default)s")
     arguments = parser.parse_args()
     if arguments.count < 640:

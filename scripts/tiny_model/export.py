@@ -1,7 +1,7 @@
 """Stage 7: writes what ships: `tiny-sdxl.safetensors`, and the ControlNet and the LoRA if they were trained.
 
-    python export.py OUT --work WORK       from the trained parts
-    python export.py OUT --from FILE       from an existing single file with the same architecture
+python export.py OUT --work WORK       from the trained parts
+python export.py OUT --from FILE       from an existing single file with the same architecture
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, ControlNetModel
 from safetensors.torch import save_file
-from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import model_file  # noqa: E402
-import networks  # noqa: E402
-from clip_tokenizer import BOS, EOS, VOCABULARY_SIZE  # noqa: E402
-from ldm_keys import PARTS, Part, single_file  # noqa: E402
-from vocabulary import trained_tags  # noqa: E402
+import model_file
+import networks
+from clip_tokenizer import BOS, EOS, VOCABULARY_SIZE
+from ldm_keys import PARTS, Part, single_file
+from vocabulary import trained_tags
 
 FILE_NAME = "tiny-sdxl.safetensors"
 CONTROLNET_NAME = "tiny-canny-controlnet.safetensors"
@@ -45,7 +44,8 @@ def metadata() -> dict[str, str]:
         "unet": {"_class_name": "UNet2DConditionModel"} | _public(networks.unet().config),
         "vae": {"_class_name": "AutoencoderKL"} | _public(vae.config),
         "text_encoder": {"architectures": ["CLIPTextModel"]} | networks.text_config(1, **ids).to_diff_dict(),
-        "text_encoder_2": {"architectures": ["CLIPTextModelWithProjection"]} | networks.text_config(2, **ids).to_diff_dict(),
+        "text_encoder_2": {"architectures": ["CLIPTextModelWithProjection"]}
+        | networks.text_config(2, **ids).to_diff_dict(),
     }
     for encoder, part in ((1, "text_encoder"), (2, "text_encoder_2")):
         # Said outright although some are the class's defaults: readers other than transformers do not know those.
@@ -103,7 +103,9 @@ def export_extras(work: Path, out: Path) -> None:
         controlnet = ControlNetModel.from_pretrained(work / "controlnet")
         tensors = {name: tensor.half().contiguous() for name, tensor in controlnet.state_dict().items()}
         config = {"_class_name": "ControlNetModel"} | _public(controlnet.config)
-        save_file(tensors, out / CONTROLNET_NAME, {"format": "pt", "controlnet_config": json.dumps(config, sort_keys=True)})
+        save_file(
+            tensors, out / CONTROLNET_NAME, {"format": "pt", "controlnet_config": json.dumps(config, sort_keys=True)}
+        )
         print(f"{out / CONTROLNET_NAME}: {(out / CONTROLNET_NAME).stat().st_size / 1e6:.2f} MB")
     lora = work / "lora/pytorch_lora_weights.safetensors"
     if lora.exists():

@@ -19,10 +19,10 @@ from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import networks  # noqa: E402
-import sparse_table  # noqa: E402
-from clip_tokens import tokenizer  # noqa: E402
-from ldm_keys import PARTS, Part, state_dicts  # noqa: E402
+import networks
+import sparse_table
+from clip_tokens import tokenizer
+from ldm_keys import PARTS, Part, state_dicts
 
 TOKEN_TABLES = (
     "conditioner.embedders.0.transformer.text_model.embeddings.token_embedding.weight",

@@ -58,7 +58,9 @@ class Pen:
 
     def line(self, points: Points, colour: RGB, width: float = 1.2) -> None:
         """An open line through the points."""
-        cv2.polylines(self.image, self._place(points), False, colour, self._thickness(width), cv2.LINE_AA, _FRACTION_BITS)
+        cv2.polylines(
+            self.image, self._place(points), False, colour, self._thickness(width), cv2.LINE_AA, _FRACTION_BITS
+        )
 
     def picture(self) -> NDArray[np.uint8]:
         """The finished picture, `[size, size, 3]`."""

@@ -1,6 +1,6 @@
 """Pictures to look at: expressions, tags, image-to-image, and ControlNet and LoRA where their files are there.
 
-    python pictures.py EXPORTED_FOLDER OUT_FOLDER
+python pictures.py EXPORTED_FOLDER OUT_FOLDER
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ def sources() -> list[Picture]:
 def expressions(pipeline: StableDiffusionXLPipeline, steps: int) -> list[list[Picture]]:
     """Three characters with every expression."""
     tags = [each["tags"] for each in json.loads(TAGS_FILE.read_text())["expressions"]]
-    return [sampling.draw(pipeline, [f"{who}, {tag}" for tag in tags], [7] * len(tags), steps=steps) for who in CHARACTERS]
+    return [
+        sampling.draw(pipeline, [f"{who}, {tag}" for tag in tags], [7] * len(tags), steps=steps) for who in CHARACTERS
+    ]
 
 
 def mixture(pipeline: StableDiffusionXLPipeline, steps: int) -> list[list[Picture]]:
@@ -77,7 +79,9 @@ def mixture(pipeline: StableDiffusionXLPipeline, steps: int) -> list[list[Pictur
 
 def image_to_image(pipeline: StableDiffusionXLPipeline, steps: int) -> list[list[Picture]]:
     """The sources, changed more and more."""
-    changer = StableDiffusionXLImg2ImgPipeline(**pipeline.components, force_zeros_for_empty_prompt=False, add_watermarker=False)
+    changer = StableDiffusionXLImg2ImgPipeline(
+        **pipeline.components, force_zeros_for_empty_prompt=False, add_watermarker=False
+    )
     changer.set_progress_bar_config(disable=True)
     prompts = ["1girl, pink hair, twintails, smile", "1girl, blonde hair, long hair, sad"]
     prompts += ["1boy, blue hair, angry", "scenery, forest, trees"]
@@ -113,7 +117,9 @@ def load_controlnet(file: Path) -> ControlNetModel:
 
 def control(pipeline: StableDiffusionXLPipeline, file: Path, steps: int) -> list[list[Picture]]:
     """Sources, their edges, and pictures without and with control; prints the shares of edges found."""
-    parts = {name: part for name, part in pipeline.components.items() if name not in ("image_encoder", "feature_extractor")}
+    parts = {
+        name: part for name, part in pipeline.components.items() if name not in ("image_encoder", "feature_extractor")
+    }
     controlled = StableDiffusionXLControlNetPipeline(
         **parts, controlnet=load_controlnet(file), force_zeros_for_empty_prompt=False, add_watermarker=False
     )

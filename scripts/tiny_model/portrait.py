@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -79,11 +78,16 @@ def draw_eye(pen: Pen, side: int, eye: Eye, iris: RGB, boy: bool) -> None:
     iris_x, iris_y = min(4.9 * pupil, rx), min(6.6 * pupil, ry)
     pen.polygon(ellipse(x + look_x, y + 0.4 + look_y, iris_x, iris_y), iris, shade(iris, 0.5), 0.9)
     pen.polygon(ellipse(x + look_x, y + 0.4 + look_y, iris_x * 0.5, iris_y * 0.5), (20, 16, 26))
-    glint = ellipse(x + look_x - 1.5 * pupil, y - 2.2 * pupil * min(eye.open, 1) + look_y, 1.5 * pupil + 0.3, 1.7 * pupil + 0.3)
+    glint = ellipse(
+        x + look_x - 1.5 * pupil, y - 2.2 * pupil * min(eye.open, 1) + look_y, 1.5 * pupil + 0.3, 1.7 * pupil + 0.3
+    )
     pen.polygon(glint, WHITE)
     if eye.lid:
         edge = y - ry + 2 * ry * eye.lid
-        pen.polygon([(x - rx - 1.5, y - ry - 2), (x + rx + 1.5, y - ry - 2), (x + rx + 1.5, edge), (x - rx - 1.5, edge)], eye.skin)
+        pen.polygon(
+            [(x - rx - 1.5, y - ry - 2), (x + rx + 1.5, y - ry - 2), (x + rx + 1.5, edge), (x - rx - 1.5, edge)],
+            eye.skin,
+        )
         pen.line([(x - rx - 1, edge), (x + rx + 1, edge)], LINE, 2.2)
         pen.line(ellipse(x, y, rx, ry, 20, 160), LINE, 0.8)
         return

@@ -33,7 +33,9 @@ def main() -> None:
     options = parser(__doc__, steps=4344)
     options.add_argument("--batch", type=int, default=16, help="drawings a step and rank (shipped: 16 on 2 ranks)")
     options.add_argument("--resume", action="store_true", help="go on from unet.pt, for a second stage")
-    options.add_argument("--short-captions", action="store_true", help="drop up to three quarters of the tags of some captions")
+    options.add_argument(
+        "--short-captions", action="store_true", help="drop up to three quarters of the tags of some captions"
+    )
     arguments = options.parse_args()
     ranks = Ranks()
     torch.manual_seed(0)
@@ -49,7 +51,10 @@ def main() -> None:
 
     parameters = [parameter for module in modules.values() for parameter in module.parameters()]
     text_parameters = [*first.parameters(), *second.parameters()]
-    groups = [{"params": list(modules["unet"].parameters()), "share": 1.0}, {"params": text_parameters, "share": TEXT_RATE}]
+    groups = [
+        {"params": list(modules["unet"].parameters()), "share": 1.0},
+        {"params": text_parameters, "share": TEXT_RATE},
+    ]
     optimizer = torch.optim.AdamW(groups, LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     ema = Ema(modules, 0.99, 50)
     rng = random.Random(100 + ranks.rank)

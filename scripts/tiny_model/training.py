@@ -21,7 +21,9 @@ import torch.distributed as dist
 def parser(doc: str | None, seconds: float | None = None, steps: int | None = None) -> argparse.ArgumentParser:
     """A command line with the work folder and, if the script trains, its budget (the default is what made the weights)."""
     result = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    result.add_argument("work", type=Path, help="folder of the run: earlier stages' results are read and new ones written here")
+    result.add_argument(
+        "work", type=Path, help="folder of the run: earlier stages' results are read and new ones written here"
+    )
     if seconds is not None or steps is not None:
         shipped = f"{steps} steps" if steps else f"{seconds:.0f} seconds"
         budget = result.add_mutually_exclusive_group()
@@ -116,7 +118,9 @@ class Ema:
 
     def __init__(self, modules: Mapping[str, torch.nn.Module], longest: float, warmup: int) -> None:
         self._modules, self._longest, self._warmup = modules, longest, warmup
-        self.states = {name: {key: value.clone() for key, value in module.state_dict().items()} for name, module in modules.items()}
+        self.states = {
+            name: {key: value.clone() for key, value in module.state_dict().items()} for name, module in modules.items()
+        }
 
     @torch.no_grad()
     def update(self, step: int) -> None:
