@@ -79,8 +79,7 @@ impl Denoiser<'_> {
         let timesteps: Vec<f32> = rows.iter().map(|row| self.sampling.timestep(row.sigma)).collect();
         let contexts: Vec<&Tensor> = rows.iter().map(|row| &row.conditioning.context).collect();
         let (context, context_lengths) = pad_contexts(&contexts)?;
-        let pooled: Vec<&Tensor> =
-            rows.iter().filter_map(|row| row.conditioning.pooled.as_ref()).collect();
+        let pooled: Vec<&Tensor> = rows.iter().filter_map(|row| row.conditioning.pooled.as_ref()).collect();
         let sizes: Vec<f32> = rows.iter().filter_map(|row| row.size_ids).flatten().collect();
 
         let latent = Tensor::stack(&latents, 0)?;

@@ -14,6 +14,7 @@ use darkroom_models::tokenizer::ClipTokenizer;
 use darkroom_models::unet::UNet2DConditionModel;
 use darkroom_models::vae::AutoencoderKl;
 
+use crate::PipelineError;
 use crate::conditioning::{self, Conditioning};
 use crate::denoise::Denoiser;
 use crate::noise::initial_noise;
@@ -23,7 +24,6 @@ use crate::request::{ImageRequest, InpaintMode, Limits, PIXELS_PER_CELL, Source}
 use crate::sample::{Guidance, Repaint, Sample};
 use crate::sampler::{self, SamplerKind};
 use crate::schedule::{self, ModelSampling, Prediction};
-use crate::PipelineError;
 
 /// A text-to-image model, resident and ready.
 pub struct Pipeline {
@@ -167,8 +167,7 @@ impl Pipeline {
             &sigmas,
             &self.device,
         )?;
-        let (sampler, first) = 
-            sampler::start(request.sampler, noisy, &sigmas, step_noise, &self.sampling)?;
+        let (sampler, first) = sampler::start(request.sampler, noisy, &sigmas, step_noise, &self.sampling)?;
         Ok(Sample::new(sampler, first, guidance, repaint, sigmas.len() - 1))
     }
 
@@ -237,9 +236,7 @@ impl Pipeline {
         };
         let l = run(&self.clip_l, CLIP_L_PAD)?;
         match &self.clip_g {
-            None => {
-                Ok(l.into_iter().map(|l| Conditioning { context: l.hidden, pooled: None }).collect())
-            }
+            None => Ok(l.into_iter().map(|l| Conditioning { context: l.hidden, pooled: None }).collect()),
             Some(clip_g) => {
                 let g = run(clip_g, CLIP_G_PAD)?;
                 Ok(l.iter().zip(&g).map(|(l, g)| conditioning::join(l, g)).collect::<Result<_, _>>()?)
@@ -271,10 +268,8 @@ impl Pipeline {
             let Some(dims) = unfinished.peek().map(|(_, sample)| sample.latent_dims().to_vec()) else {
                 return Ok(());
             };
-            let (advanced, mut batch): (Vec<usize>, Vec<&mut Sample>) = unfinished
-                .filter(|(_, sample)| sample.latent_dims() == dims)
-                .take(max_batch.max(1))
-                .unzip();
+            let (advanced, mut batch): (Vec<usize>, Vec<&mut Sample>) =
+                unfinished.filter(|(_, sample)| sample.latent_dims() == dims).take(max_batch.max(1)).unzip();
             let started = Instant::now();
             denoiser.step(&mut batch)?;
             for (index, sample) in advanced.iter().zip(&batch) {

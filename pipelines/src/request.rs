@@ -3,12 +3,12 @@
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
+use crate::PipelineError;
 use crate::noise::BatchPosition;
 use crate::picture::{Mask, Picture};
 use crate::prompt::PromptLimits;
 use crate::sampler::SamplerKind;
 use crate::schedule::Scheduler;
-use crate::PipelineError;
 
 /// Pixels a side of one latent cell: what width and height must be multiples of.
 pub const PIXELS_PER_CELL: usize = 8;
@@ -129,8 +129,7 @@ impl ImageRequest {
         let (width, height) = self.source.size();
         for (field, side) in [("width", width), ("height", height)] {
             if !limits.side.contains(&side) {
-                let message =
-                    format!("is {side}, must be {} to {}", limits.side.start(), limits.side.end());
+                let message = format!("is {side}, must be {} to {}", limits.side.start(), limits.side.end());
                 return Err(PipelineError::Request { field, message });
             }
             if side % PIXELS_PER_CELL != 0 {

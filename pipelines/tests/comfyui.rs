@@ -204,7 +204,9 @@ fn every_sampler_of_the_plan_has_a_recorded_run() {
 #[test]
 fn decoded_pictures_equal_comfyuis_pngs() {
     let golden = golden();
-    for name in ["a1_txt2img", "a2_long_weighted", "a6_cfg1", "c1_img2img", "c2_inpaint_encode", "c3_noise_mask"] {
+    for name in
+        ["a1_txt2img", "a2_long_weighted", "a6_cfg1", "c1_img2img", "c2_inpaint_encode", "c3_noise_mask"]
+    {
         let mut samples = golden.pipeline.prepare(&golden.requests(golden.case(name))).unwrap();
         golden.pipeline.denoise(&mut samples, 4, &mut |_| ()).unwrap();
         let latents: Vec<_> = samples.iter().map(|s| s.latent().unwrap()).collect();

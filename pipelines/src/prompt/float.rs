@@ -5,7 +5,8 @@
 
 /// The number that Python reads, or none where `float()` raises `ValueError`.
 pub(super) fn python_float(text: &str) -> Option<f64> {
-    let ascii = if text.is_ascii() { text.to_owned() } else { text.chars().map(to_ascii).collect::<Option<_>>()? };
+    let ascii =
+        if text.is_ascii() { text.to_owned() } else { text.chars().map(to_ascii).collect::<Option<_>>()? };
     let number = ascii.trim_matches([' ', '\t', '\n', '\x0b', '\x0c', '\r']);
     let number = without_underscores(number)?;
     let unsigned = number.strip_prefix(['+', '-']).unwrap_or(&number);
@@ -31,7 +32,9 @@ fn without_underscores(number: &str) -> Option<String> {
     let bytes = number.as_bytes();
     let digit = |at: Option<usize>| at.and_then(|at| bytes.get(at)).is_some_and(u8::is_ascii_digit);
     let mut underscores = bytes.iter().enumerate().filter(|&(_, &byte)| byte == b'_');
-    underscores.all(|(at, _)| digit(at.checked_sub(1)) && digit(Some(at + 1))).then(|| number.replace('_', ""))
+    underscores
+        .all(|(at, _)| digit(at.checked_sub(1)) && digit(Some(at + 1)))
+        .then(|| number.replace('_', ""))
 }
 
 /// Where the decimal digits of each script begin beyond ASCII (general category Nd, Unicode 15); each run has ten.

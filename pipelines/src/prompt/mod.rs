@@ -46,9 +46,7 @@ pub enum PromptError {
         limit: usize,
     },
     /// The text has too many tokens.
-    #[error(
-        "the prompt has {tokens} tokens, more than fit into {limit} rows of {CHUNK_ROOM}: shorten it"
-    )]
+    #[error("the prompt has {tokens} tokens, more than fit into {limit} rows of {CHUNK_ROOM}: shorten it")]
     TooManyTokens {
         /// How many it has, without start, end and padding.
         tokens: usize,
@@ -56,7 +54,9 @@ pub enum PromptError {
         limit: usize,
     },
     /// A weight is not a finite number.
-    #[error("the weight of '{text}' is {weight}, which would spoil the whole picture: give a finite number, as in (text:1.2)")]
+    #[error(
+        "the weight of '{text}' is {weight}, which would spoil the whole picture: give a finite number, as in (text:1.2)"
+    )]
     Weight {
         /// The beginning of the segment.
         text: String,

@@ -40,7 +40,7 @@ impl LogStep {
     fn second_order_to(&self, x: &Tensor, r1: f32, r2: f32) -> Result<Tensor> {
         let (sigma, growth) = (self.sigma(r2), (r2 * self.h).exp_m1());
         let change = -sigma * (r2 / r1) * (growth / (r2 * self.h) - 1.0);
-        linear(x, &[(-sigma * growth - change, &self.eps[0]), (change, &self.eps[1])])
+        linear(x, &[(-sigma * growth, &self.eps[0]), (change, &self.change_to(1)?)])
     }
 
     fn first_order(&self, x: &Tensor) -> Result<Tensor> {
@@ -49,14 +49,19 @@ impl LogStep {
 
     fn second_order(&self, x: &Tensor, r1: f32) -> Result<Tensor> {
         let whole = -self.end() * self.h.exp_m1();
-        let change = whole / (2.0 * r1);
-        linear(x, &[(whole - change, &self.eps[0]), (change, &self.eps[1])])
+        linear(x, &[(whole, &self.eps[0]), (whole / (2.0 * r1), &self.change_to(1)?)])
     }
 
     fn third_order(&self, x: &Tensor, r2: f32) -> Result<Tensor> {
         let growth = self.h.exp_m1();
         let change = -self.end() / r2 * (growth / self.h - 1.0);
-        linear(x, &[(-self.end() * growth - change, &self.eps[0]), (change, &self.eps[2])])
+        linear(x, &[(-self.end() * growth, &self.eps[0]), (change, &self.change_to(2)?)])
+    }
+
+    /// How far a noise prediction is from the first. Steps are long and coefficients large, so the difference is
+    /// taken before it is scaled.
+    fn change_to(&self, index: usize) -> Result<Tensor> {
+        Ok((&self.eps[index] - &self.eps[0])?)
     }
 }
 
