@@ -15,18 +15,20 @@ pub(crate) fn with_header(header: &str, data: &[u8]) -> Vec<u8> {
     bytes
 }
 
+fn describe(header: &mut serde_json::Map<String, serde_json::Value>, metadata: &[(&str, &str)]) {
+    if !metadata.is_empty() {
+        let entries: std::collections::BTreeMap<_, _> = metadata.iter().copied().collect();
+        header.insert("__metadata__".into(), serde_json::json!(entries));
+    }
+}
+
 /// One tensor to write: name, type as safetensors calls it, shape, bytes.
 pub(crate) type Entry<'a> = (&'a str, &'a str, &'a [usize], Vec<u8>);
 
 /// A well-formed file.
 pub(crate) fn file_of(tensors: &[Entry<'_>], metadata: &[(&str, &str)]) -> Vec<u8> {
     let mut header = serde_json::Map::new();
-    if !metadata.is_empty() {
-        header.insert(
-            "__metadata__".into(),
-            metadata.iter().map(|(k, v)| (k.to_string(), (*v).into())).collect(),
-        );
-    }
+    describe(&mut header, metadata);
     let mut data = Vec::new();
     for (name, dtype, shape, bytes) in tensors {
         let range = [data.len(), data.len() + bytes.len()];
@@ -46,12 +48,7 @@ pub(crate) fn hollow(
     metadata: &[(&str, &str)],
 ) -> PathBuf {
     let mut header = serde_json::Map::new();
-    if !metadata.is_empty() {
-        header.insert(
-            "__metadata__".into(),
-            metadata.iter().map(|(k, v)| (k.to_string(), (*v).into())).collect(),
-        );
-    }
+    describe(&mut header, metadata);
     let mut end = 0usize;
     for (name, shape) in tensors {
         let start = end;
