@@ -56,7 +56,10 @@ fn both_layouts_give_the_same_tensors_under_the_same_names() {
         match (&single.clip_g, &folder.clip_g) {
             (Some(single), Some(folder)) => {
                 let heads = folder.config.num_attention_heads;
-                assert_eq!(ClipTextConfig { num_attention_heads: heads, ..single.config.clone() }, folder.config);
+                assert_eq!(
+                    ClipTextConfig { num_attention_heads: heads, ..single.config.clone() },
+                    folder.config
+                );
                 assert_same(&single.weights, &folder.weights);
             }
             (None, None) => assert_eq!(kind, ModelKind::Sd15),
