@@ -1,6 +1,13 @@
 //! Checkpoints: both layouts give the same networks the same tensors, full-size models are recognised by their
 //! names, and what is no checkpoint is called by its name.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a helper fails as its test does"
+)]
+
 #[path = "support/safetensors_bytes.rs"]
 mod safetensors_bytes;
 
@@ -368,7 +375,10 @@ fn names_with_absurd_numbers_are_left_over_and_break_nothing() {
     assert!(model.unet.weights.contains("input_blocks.99999999999999999999.0.weight"));
 }
 
-fn kind_of(names: &[(&str, &[usize])]) -> (ModelKind, Layout) {
+/// Names and shapes that a file is made of.
+type Tensors<'a> = &'a [(&'a str, &'a [usize])];
+
+fn kind_of(names: Tensors<'_>) -> (ModelKind, Layout) {
     let folder = tempfile::tempdir().unwrap();
     let tensors = names.iter().map(|(name, shape)| (name.to_string(), shape.to_vec()));
     let path = hollow(&folder.path().join("m.safetensors"), tensors, &[]);
@@ -384,7 +394,7 @@ fn kind_of(names: &[(&str, &[usize])]) -> (ModelKind, Layout) {
 fn other_models_are_recognised_by_their_names() {
     const CONTEXT: &str = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight";
     const LABEL: &str = "model.diffusion_model.label_emb.0.0.weight";
-    let cases: &[(&[(&str, &[usize])], ModelKind, Layout)] = &[
+    let cases: &[(Tensors<'_>, ModelKind, Layout)] = &[
         (&[(CONTEXT, &[8, 2048]), (LABEL, &[8, 2816])], ModelKind::Sdxl, Layout::Ldm),
         (&[(CONTEXT, &[8, 1280]), (LABEL, &[8, 2560])], ModelKind::SdxlRefiner, Layout::Ldm),
         (&[(CONTEXT, &[8, 768])], ModelKind::Sd15, Layout::Ldm),

@@ -1,5 +1,11 @@
 //! Loading holds a file's weights once: mapped pages are released as they are copied. A test of its own
 //! process, since it reads the process's peak memory.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a helper fails as its test does"
+)]
 #![cfg(target_os = "linux")]
 
 #[path = "support/safetensors_bytes.rs"]

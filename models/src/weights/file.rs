@@ -20,6 +20,10 @@ const F32_EXPONENT: u32 = 0x7f80_0000;
 const F16_EXPONENT: u32 = 0x7c00;
 const BF16_EXPONENT: u32 = 0x7f80;
 
+/// Bytes on either side of a page that Linux maps along with it (`fault_around_bytes`' default).
+#[cfg(unix)]
+const AROUND: usize = 64 << 10;
+
 enum Bytes {
     Mapped(Mmap),
     Static(&'static [u8]),
@@ -39,11 +43,13 @@ impl Bytes {
         if let Self::Mapped(map) = self
             && !range.is_empty()
         {
+            // A fault maps the pages around it as well, so those go too: whoever still needs one faults again.
+            let start = range.start.saturating_sub(AROUND);
+            let end = range.end.saturating_add(AROUND).min(map.len());
             // SAFETY: dropping the pages of a shared, read-only file mapping changes nothing that can be read:
             // the next access faults them in again from the file.
-            let advised = unsafe {
-                map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len())
-            };
+            let advised =
+                unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start) };
             if let Err(error) = advised {
                 tracing::debug!(%error, "cannot release mapped pages");
             }

@@ -99,6 +99,7 @@ impl Weights {
     }
 
     /// All tensors of one file under their own names.
+    #[expect(clippy::needless_pass_by_value, reason = "callers have no further use for their handle")]
     pub fn from_file(file: Arc<WeightFile>, device: &Device) -> Self {
         let tensors = file
             .header()
