@@ -79,7 +79,7 @@ pub struct ClipTokenizer {
 impl ClipTokenizer {
     /// The standard vocabulary of 49,408 ids that CLIP-L and OpenCLIP bigG share; needs no file.
     ///
-    /// It is built at the first call (some ten milliseconds) and shared from then on.
+    /// It is built at the first call (some fifty milliseconds) and shared from then on.
     ///
     /// # Errors
     /// [`TokenizerError::Internal`] if the library refuses the compiled-in vocabulary, which tests rule out.

@@ -157,3 +157,85 @@ impl Parser<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The rules as they are told, level by level; quadratic, and only as deep as the stack.
+    fn level_by_level(text: &str, weight: f64, segments: &mut Vec<(String, f64)>) {
+        for item in items(text) {
+            let Some(mut inside) = item.strip_prefix('(').and_then(|rest| rest.strip_suffix(')')) else {
+                segments.push((item.replace(HIDDEN_CLOSE, ")").replace(HIDDEN_OPEN, "("), weight));
+                continue;
+            };
+            let mut inner_weight = weight * 1.1;
+            if let Some(colon) = inside.rfind(':').filter(|&at| at > 0)
+                && let Some(number) = python_float(&inside[colon + 1..])
+            {
+                (inside, inner_weight) = (&inside[..colon], number);
+            }
+            level_by_level(inside, inner_weight, segments);
+        }
+    }
+
+    fn items(text: &str) -> Vec<&str> {
+        let (mut items, mut depth, mut start) = (Vec::new(), 0, 0);
+        for (at, byte) in text.bytes().enumerate() {
+            if byte == b'(' {
+                if depth == 0 {
+                    items.push(&text[start..at]);
+                    start = at;
+                }
+                depth += 1;
+            } else if byte == b')' {
+                depth -= 1;
+                if depth == 0 {
+                    items.push(&text[start..=at]);
+                    start = at + 1;
+                }
+            }
+        }
+        items.push(&text[start..]);
+        items.retain(|item| !item.is_empty());
+        items
+    }
+
+    fn assert_read_as_told(text: &str) -> Result<(), TestCaseError> {
+        let hidden = text.replace("\\)", HIDDEN_CLOSE).replace("\\(", HIDDEN_OPEN);
+        let mut told = Vec::new();
+        level_by_level(&hidden, 1.0, &mut told);
+        let read = parse(text, &PromptLimits { characters: usize::MAX, chunks: 1 }).unwrap();
+        let bits = |weight: f64| if weight.is_nan() { f64::NAN.to_bits() } else { weight.to_bits() };
+        let read: Vec<_> = read.into_iter().map(|s| (s.text, bits(s.weight))).collect();
+        let told: Vec<_> = told.into_iter().map(|(text, weight)| (text, bits(weight))).collect();
+        prop_assert_eq!(read, told, "{:?}", text);
+        Ok(())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4096))]
+
+        #[test]
+        fn one_pass_reads_what_level_by_level_reading_reads(text in r"[()(): a1.\\]{0,40}") {
+            assert_read_as_told(&text)?;
+        }
+
+        #[test]
+        fn groups_with_weights_are_read_alike(
+            pieces in prop::collection::vec(
+                prop::sample::select(vec!["(", "(", ")", ")", ":1.5)", ":nan)", ":-2", ":", "é", "b c", "\\(", "\\)", "\0\u{1}"]),
+                0..30,
+            ),
+        ) {
+            assert_read_as_told(&pieces.concat())?;
+        }
+
+        #[test]
+        fn any_text_is_a_prompt(text in any::<String>()) {
+            assert_read_as_told(&text)?;
+        }
+    }
+}
