@@ -1,7 +1,10 @@
 //! Darkroom's own crate: what stands between a person or a client and the pipelines. Pictures in files, the
-//! command line, packs of expressions. No tensors here; those live in `darkroom-pipelines` and below.
+//! command line, packs of expressions. No networks and no samplers here; those live in `darkroom-pipelines` and
+//! below.
 
+pub mod cli;
 pub mod contact_sheet;
+pub mod embedded;
 pub mod expressions;
 pub mod hub;
 pub mod pack_json;

@@ -1,2 +1,7 @@
-//! stub
-fn main() {}
+//! The `darkroom` program.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    darkroom::cli::main()
+}

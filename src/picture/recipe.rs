@@ -213,7 +213,10 @@ impl Node {
 impl Graph {
     fn add(&mut self, class: &str, inputs: Value) -> Node {
         let id = (self.nodes.len() + 1).to_string();
-        self.nodes.insert(id.clone(), json!({ "class_type": class, "inputs": inputs }));
+        let mut node = Map::new();
+        node.insert("class_type".to_owned(), class.into());
+        node.insert("inputs".to_owned(), inputs);
+        self.nodes.insert(id.clone(), node.into());
         Node { id }
     }
 }

@@ -1,0 +1,333 @@
+//! The flags of `darkroom`, their ranges and their help. What a flag says is checked here as far as the flag
+//! alone can tell; what depends on the model or on other flags is checked where it is used.
+
+use std::path::PathBuf;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use darkroom_pipelines::sampler::SamplerKind;
+use darkroom_pipelines::schedule::Scheduler;
+
+/// Sides of pictures are multiples of this.
+const CELL: usize = 8;
+/// Smallest and largest side of a picture, pixels.
+const SIDES: std::ops::RangeInclusive<usize> = 16..=8192;
+
+/// Draws pictures with diffusion models.
+///
+/// Without a model it uses the small one that is built in, so that every command works at once.
+#[derive(Debug, Parser)]
+#[command(name = "darkroom", bin_name = "darkroom", version, propagate_version = true, after_help = EXAMPLES, max_term_width = 110)]
+pub(super) struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub(super) command: Command,
+    /// Log more to standard error: -v what happens, -vv every step (RUST_LOG is finer)
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub(super) verbose: u8,
+    /// Only errors on standard error: no progress, no hints
+    #[arg(short, long, global = true)]
+    pub(super) quiet: bool,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  darkroom pack --character \"1girl, blonde hair, blue eyes\" --out out/pack
+  darkroom generate --prompt \"1girl, pink hair, laughing\" --count 4 --seed 7
+  darkroom generate --model sd_xl_base_1.0.safetensors --prompt \"a lighthouse at dusk\"
+  darkroom inspect sd_xl_base_1.0.safetensors
+
+`darkroom help COMMAND` explains a command and its flags.";
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Draw pictures from a prompt, from a picture, or inside a mask
+    Generate(Box<GenerateArgs>),
+    /// Draw one character with many expressions, with a contact sheet and pack.json
+    Pack(Box<PackArgs>),
+    /// Say what a weight file, a model folder or a picture is
+    Inspect(InspectArgs),
+}
+
+const GENERATE_EXAMPLES: &str = "\
+Examples:
+  Text to image, four seeds (7, 8, 9, 10):
+    darkroom generate --prompt \"1girl, (smile:1.2), beach\" --negative \"hat\" --seed 7 --count 4
+  Image to image: how much may change is --denoise:
+    darkroom generate --image a.png --prompt \"1girl, angry\" --denoise 0.5 --width 128
+  Inpainting: white in the mask is repainted:
+    darkroom generate --image a.png --mask mask.png --prompt \"blue hat\" --inpaint-mode fill
+  A checkpoint of your own, or one from the Hugging Face Hub:
+    darkroom generate --model my.safetensors --prompt \"a red fox\" --width 832 --height 1216
+    darkroom generate --model stabilityai/stable-diffusion-xl-base-1.0 --prompt \"a red fox\"
+
+Every picture is a PNG that carries its settings twice: as AUTOMATIC1111's `parameters` and
+as ComfyUI's `prompt`. The paths of the pictures go to standard output, one a line.";
+
+/// Flags of `darkroom generate`.
+#[derive(Debug, Args)]
+#[command(after_help = GENERATE_EXAMPLES)]
+pub(super) struct GenerateArgs {
+    #[command(flatten)]
+    pub(super) text: PromptArgs,
+    /// How many pictures; each has the seed of the one before it plus 1
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(super) count: u32,
+    #[command(flatten)]
+    pub(super) sampling: SamplingArgs,
+    #[command(flatten)]
+    pub(super) source: SourceArgs,
+    #[command(flatten)]
+    pub(super) output: OutputArgs,
+    /// Folder for the pictures
+    #[arg(long, value_name = "DIR", default_value = "out", help_heading = "Output")]
+    pub(super) out: PathBuf,
+    /// Also write the latents to this file, as ComfyUI's LoadLatent reads them
+    #[arg(long, value_name = "F.safetensors", help_heading = "Output")]
+    pub(super) save_latent: Option<PathBuf>,
+}
+
+/// What to draw.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(super) struct PromptArgs {
+    /// What to draw; `(word:1.2)` weighs, `\(` and `\)` are plain brackets
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub(super) prompt: Option<String>,
+    /// Read the prompt from a file; `-` is standard input
+    #[arg(long, value_name = "FILE")]
+    pub(super) prompt_file: Option<PathBuf>,
+}
+
+const PACK_EXAMPLES: &str = "\
+Examples:
+  darkroom pack --character \"1girl, blonde hair, blue eyes\" --out out/pack
+  darkroom pack --character \"1boy, black hair, red shirt\" --expressions happy,angry --seed 3
+
+Writes NAME.png for each expression, contact_sheet.png and pack.json. All pictures share the
+seed, so that the character stays the same. An expression is its name or a synonym: `happy`
+is smile_gentle.";
+
+/// Flags of `darkroom pack`.
+#[derive(Debug, Args)]
+#[command(after_help = PACK_EXAMPLES)]
+pub(super) struct PackArgs {
+    /// Tags of the character: what all pictures share
+    #[arg(short, long, value_name = "TAGS", allow_hyphen_values = true)]
+    pub(super) character: String,
+    /// Expressions, separated by commas, or `all`
+    #[arg(short, long, value_name = "A,B,…", value_delimiter = ',', default_value = "all")]
+    pub(super) expressions: Vec<String>,
+    #[command(flatten)]
+    pub(super) sampling: SamplingArgs,
+    #[command(flatten)]
+    pub(super) output: OutputArgs,
+    /// Folder for the pack
+    #[arg(long, value_name = "DIR", default_value = "out/pack", help_heading = "Output")]
+    pub(super) out: PathBuf,
+}
+
+/// Flags of `darkroom inspect`.
+#[derive(Debug, Args)]
+pub(super) struct InspectArgs {
+    /// A .safetensors file, a diffusers folder, or a PNG
+    #[arg(value_name = "FILE")]
+    pub(super) file: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// The model and how it is sampled.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Model and sampling")]
+pub(super) struct SamplingArgs {
+    /// A .safetensors checkpoint, a diffusers folder, or `org/name` on the Hugging Face Hub
+    #[arg(short, long, value_name = "PATH|ORG/NAME", default_value = "embedded")]
+    pub(super) model: String,
+    /// What to stay away from
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub(super) negative: Option<String>,
+    /// Pixels in a row, a multiple of 8 [default: the model's own size]
+    #[arg(long, value_name = "PIXELS", value_parser = side)]
+    pub(super) width: Option<usize>,
+    /// Rows of pixels, a multiple of 8 [default: the model's own size]
+    #[arg(long, value_name = "PIXELS", value_parser = side)]
+    pub(super) height: Option<usize>,
+    /// Sampling steps [default: 20, or what suits the model]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(super) steps: Option<u32>,
+    /// How strongly the prompt pulls; 1 is off and twice as fast [default: 7, or what suits the model]
+    #[arg(long, value_name = "SCALE", value_parser = cfg_scale, allow_negative_numbers = true)]
+    pub(super) cfg: Option<f64>,
+    /// How to walk from noise to picture; --help lists the names [default: dpmpp_2m]
+    #[arg(long, value_name = "NAME", value_parser = sampler(), hide_possible_values = true, long_help = sampler_help())]
+    pub(super) sampler: Option<SamplerKind>,
+    /// Where the steps lie; --help lists the names [default: karras]
+    #[arg(long, value_name = "NAME", value_parser = scheduler(), hide_possible_values = true, long_help = scheduler_help())]
+    pub(super) scheduler: Option<Scheduler>,
+    /// Seed of the noise: the same seed and flags give the same picture [default: generate draws one, pack takes 0]
+    #[arg(short, long, value_name = "N")]
+    pub(super) seed: Option<u64>,
+    /// Text-encoder layer that counts, from the end: 1 the last, 2 the one before [default: the model's own]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=24))]
+    pub(super) clip_skip: Option<u32>,
+    /// Most pictures that go through the network at once [default: by size, 1 to 16]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub(super) max_batch: Option<u32>,
+    /// Most 77-token chunks of a prompt; longer prompts are refused
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(super) max_prompt_chunks: u32,
+}
+
+/// What to start from.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Starting from a picture")]
+pub(super) struct SourceArgs {
+    /// Start from this picture; with --width and --height it is scaled and cut to that size
+    #[arg(short, long, value_name = "FILE")]
+    pub(super) image: Option<PathBuf>,
+    /// Repaint only where this picture is white (its red channel); black is kept, grey blends
+    #[arg(long, value_name = "FILE", requires = "image")]
+    pub(super) mask: Option<PathBuf>,
+    /// How to inpaint: noise-mask changes what is there, fill replaces it. Without --mask, the picture's
+    /// transparent areas are repainted
+    #[arg(long, value_name = "MODE", requires = "image")]
+    pub(super) inpaint_mode: Option<InpaintKind>,
+    /// With --inpaint-mode fill: grow the mask by so many pixels, so that no seam shows [default: 6]
+    #[arg(long, value_name = "PIXELS", requires = "inpaint_mode", value_parser = clap::value_parser!(u32).range(0..=64))]
+    pub(super) grow_mask: Option<u32>,
+    /// Share of the schedule that runs: 1 draws anew, 0.3 changes little [default: 0.75 with --image, else 1]
+    #[arg(long, value_name = "SHARE", value_parser = share, allow_negative_numbers = true)]
+    pub(super) denoise: Option<f64>,
+}
+
+/// What the network sees under the mask.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum InpaintKind {
+    /// The picture itself; use with --denoise below 1 (ComfyUI's SetLatentNoiseMask)
+    NoiseMask,
+    /// Grey; draws something new (ComfyUI's VAEEncodeForInpaint)
+    Fill,
+}
+
+/// What else to write.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Output")]
+pub(super) struct OutputArgs {
+    /// Write how long loading, encoding, each step and decoding took, as JSON
+    #[arg(long, value_name = "FILE.json")]
+    pub(super) timings: Option<PathBuf>,
+}
+
+fn side(text: &str) -> Result<usize, String> {
+    let side: usize = text.parse().map_err(|_| "not a whole number of pixels".to_owned())?;
+    if !SIDES.contains(&side) {
+        return Err(format!("must be {} to {}", SIDES.start(), SIDES.end()));
+    }
+    if side.is_multiple_of(CELL) {
+        return Ok(side);
+    }
+    let below = side / CELL * CELL;
+    Err(format!("not a multiple of {CELL}; the nearest are {below} and {}", below + CELL))
+}
+
+fn in_range(text: &str, least: f64, most: f64) -> Result<f64, String> {
+    let value: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    if (least..=most).contains(&value) { Ok(value) } else { Err(format!("must be {least} to {most}")) }
+}
+
+fn cfg_scale(text: &str) -> Result<f64, String> {
+    in_range(text, 0.0, 100.0)
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    in_range(text, 0.0, 1.0)
+}
+
+fn sampler() -> impl TypedValueParser<Value = SamplerKind> {
+    PossibleValuesParser::new(SamplerKind::ALL.iter().map(|kind| kind.name()))
+        .try_map(|name| name.parse::<SamplerKind>())
+}
+
+fn scheduler() -> impl TypedValueParser<Value = Scheduler> {
+    PossibleValuesParser::new(Scheduler::ALL.iter().map(|kind| kind.name()))
+        .try_map(|name| name.parse::<Scheduler>())
+}
+
+fn sampler_help() -> String {
+    let names: Vec<&str> = SamplerKind::ALL.iter().map(|kind| kind.name()).collect();
+    format!(
+        "How to walk from noise to picture [default: dpmpp_2m, or what suits the model]. One of: {}",
+        names.join(", ")
+    )
+}
+
+fn scheduler_help() -> String {
+    let names: Vec<&str> = Scheduler::ALL.iter().map(|kind| kind.name()).collect();
+    format!("Where the steps lie [default: karras, or what suits the model]. One of: {}", names.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn refused(args: &[&str]) -> String {
+        let args = ["darkroom", "generate", "--prompt", "x"].iter().chain(args);
+        Cli::try_parse_from(args).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn the_flags_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_size_that_is_no_multiple_of_8_names_the_nearest_that_are() {
+        let message = refused(&["--width", "130"]);
+        assert!(message.contains("--width") && message.contains("128 and 136"), "{message}");
+        assert!(refused(&["--height", "0"]).contains("must be 16 to 8192"));
+        assert!(refused(&["--height", "99999999999999999999999"]).contains("whole number"));
+    }
+
+    #[test]
+    fn an_unknown_sampler_names_the_closest_and_all() {
+        let message = refused(&["--sampler", "dpmpp_2"]);
+        assert!(message.contains("dpmpp_2m") && message.contains("uni_pc_bh2"), "{message}");
+        assert!(refused(&["--scheduler", "karas"]).contains("'karras'"));
+    }
+
+    #[test]
+    fn numbers_out_of_range_are_refused() {
+        for args in [
+            ["--steps", "0"],
+            ["--steps", "1001"],
+            ["--cfg", "NaN"],
+            ["--cfg", "-1"],
+            ["--denoise", "1.5"],
+            ["--denoise", "inf"],
+            ["--count", "0"],
+            ["--seed", "-1"],
+            ["--clip-skip", "0"],
+        ] {
+            let message = refused(&args);
+            assert!(message.contains(args[0]), "{args:?}: {message}");
+        }
+    }
+
+    #[test]
+    fn a_mask_needs_a_picture_and_a_prompt_is_needed_once() {
+        assert!(refused(&["--mask", "m.png"]).contains("--image"));
+        assert!(refused(&["--prompt-file", "p.txt"]).contains("cannot be used with"));
+        assert!(Cli::try_parse_from(["darkroom", "generate"]).is_err());
+    }
+
+    #[test]
+    fn a_prompt_may_start_with_a_dash() {
+        let cli = Cli::try_parse_from(["darkroom", "generate", "--prompt", "-x-", "--negative", "--y"]);
+        assert!(cli.is_ok(), "{cli:?}");
+    }
+}

@@ -1,0 +1,74 @@
+//! `darkroom inspect`: what a weight file, a model folder or a picture is, from its header alone.
+
+use std::io::Read;
+use std::path::Path;
+
+use darkroom_models::checkpoint;
+use serde_json::json;
+
+use super::args::InspectArgs;
+use super::error::CommandError;
+use super::print_result;
+use crate::picture::{TextChunk, read_text_chunks};
+
+const PNG_SIGNATURE: &[u8; 8] = b"\x89PNG\r\n\x1a\n";
+/// Most characters of a text chunk that are shown without `--json`.
+const MAX_SHOWN: usize = 4000;
+
+pub(super) fn run(args: &InspectArgs) -> Result<(), CommandError> {
+    if is_png(&args.file) {
+        return picture(args);
+    }
+    let found = checkpoint::inspect(&args.file).map_err(|e| {
+        CommandError::failure(
+            e,
+            "inspect reads .safetensors files, diffusers folders and PNGs; download a damaged file again",
+        )
+    })?;
+    if args.json {
+        return print_result(&serde_json::to_string_pretty(&found).map_err(CommandError::plain)?);
+    }
+    print_result(printable(&found.to_string()).trim_end())
+}
+
+fn is_png(path: &Path) -> bool {
+    let mut start = [0; 8];
+    let read = std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut start));
+    read.is_ok() && &start == PNG_SIGNATURE
+}
+
+/// What a PNG says about how it was made.
+fn picture(args: &InspectArgs) -> Result<(), CommandError> {
+    let chunks = read_text_chunks(&args.file)
+        .map_err(|e| CommandError::failure(e, "make or download the file again"))?;
+    if args.json {
+        let texts: serde_json::Map<_, _> =
+            chunks.into_iter().map(|TextChunk { keyword, text }| (keyword, text.into())).collect();
+        let found = json!({ "kind": "png", "text": texts });
+        return print_result(&serde_json::to_string_pretty(&found).map_err(CommandError::plain)?);
+    }
+    if chunks.is_empty() {
+        return print_result("a PNG that does not say how it was made");
+    }
+    for TextChunk { keyword, text } in &chunks {
+        let shown: String = text.chars().take(MAX_SHOWN).collect();
+        let more = if shown.len() < text.len() { " …" } else { "" };
+        print_result(&format!("{}:\n{}{more}\n", printable(keyword), printable(&shown)))?;
+    }
+    Ok(())
+}
+
+/// A file's text without control characters, which could command the terminal.
+fn printable(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control() || *c == '\n').collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_from_files_cannot_command_the_terminal() {
+        assert_eq!(printable("a\u{1b}[2Jb\nc\u{7}\r"), "a[2Jb\nc");
+    }
+}

@@ -1,0 +1,60 @@
+//! The command line: `generate`, `pack`, `inspect`. Each command is one file; [`run`] alone talks to the
+//! pipelines, so that a server can take its place.
+
+mod args;
+mod error;
+mod generate;
+mod inspect;
+mod model;
+mod pack;
+mod progress;
+mod run;
+mod source;
+
+use std::io::{ErrorKind, Write};
+use std::process::ExitCode;
+
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+use args::{Cli, Command};
+use error::CommandError;
+
+/// Runs the program: reads the command line, does what it says, and says what went wrong.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    start_logging(cli.verbose, cli.quiet);
+    let done = match &cli.command {
+        Command::Generate(args) => generate::run(args, cli.quiet),
+        Command::Pack(args) => pack::run(args, cli.quiet),
+        Command::Inspect(args) => inspect::run(args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "{}", error.lines());
+            error.status()
+        }
+    }
+}
+
+fn start_logging(verbose: u8, quiet: bool) {
+    let level = match (quiet, verbose) {
+        (true, _) => "error",
+        (false, 0) => "warn",
+        (false, 1) => "info",
+        (false, _) => "debug",
+    };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+}
+
+/// Writes a line of results to standard output. A reader that has gone away is no error: the files are there.
+fn print_result(line: &str) -> Result<(), CommandError> {
+    match writeln!(std::io::stdout(), "{line}") {
+        Err(e) if e.kind() != ErrorKind::BrokenPipe => {
+            Err(CommandError::plain(format!("cannot write to standard output: {e}")))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,145 @@
+//! `darkroom pack`: one character with many expressions, drawn as one batch.
+
+use std::time::Instant;
+
+use darkroom_pipelines::noise::BatchPosition;
+use darkroom_pipelines::pack::{Expression, expression_requests};
+use darkroom_pipelines::{ImageRequest, Source};
+use image::RgbImage;
+
+use super::args::PackArgs;
+use super::error::CommandError;
+use super::generate::{cannot_write, check_folder, check_length, png_of, recipe, size_hint};
+use super::model::default_batch;
+use super::print_result;
+use super::progress::Progress;
+use super::run::{Model, Timings, limits};
+use crate::contact_sheet::{self, Sheet, Tile};
+use crate::expressions::Vocabulary;
+use crate::pack_json::{PackImage, PackJson, Settings, VERSION};
+use crate::picture::{Origin, TextChunk, encode_png, save_whole};
+
+const SHEET: &str = "contact_sheet.png";
+const INDEX: &str = "pack.json";
+
+pub(super) fn run(args: &PackArgs, quiet: bool) -> Result<(), CommandError> {
+    let vocabulary = Vocabulary::embedded().map_err(CommandError::plain)?;
+    let chosen = vocabulary.choose(&args.expressions).map_err(|e| {
+        CommandError::usage(e, "name expressions with commas between: --expressions smile_gentle,angry")
+    })?;
+    let expressions: Vec<Expression> = chosen
+        .into_iter()
+        .map(|e| Expression { name: e.name.clone(), label: e.label.clone(), tags: e.tags.clone() })
+        .collect();
+    check_length("character", &args.character, &limits(&args.sampling))?;
+    check_folder(&args.out)?;
+    let mut timings = Timings::default();
+    let model = Model::load(&args.sampling, &vocabulary, !quiet, &mut timings)?;
+    let started = Instant::now();
+
+    let settings = model.defaults.with_flags(&args.sampling);
+    let width = args.sampling.width.unwrap_or(settings.size.0);
+    let height = args.sampling.height.unwrap_or(settings.size.1);
+    let base = ImageRequest {
+        prompt: String::new(),
+        negative_prompt: settings.negative_prompt.clone(),
+        steps: settings.steps,
+        cfg: settings.cfg,
+        sampler: settings.sampler,
+        scheduler: settings.scheduler,
+        seed: args.sampling.seed.unwrap_or(0),
+        position: BatchPosition::ALONE,
+        denoise: 1.0,
+        clip_skip: args.sampling.clip_skip.map(|skip| skip as usize),
+        source: Source::Empty { width, height },
+    };
+    let requests = expression_requests(&base, &args.character, &expressions);
+
+    let progress = Progress::new(requests.len(), settings.steps, quiet);
+    progress.say(&format!("{} expressions of \"{}\", {width}x{height}", expressions.len(), args.character));
+    if args.sampling.model == "embedded"
+        && let Some(hint) = size_hint(&vocabulary, width, height)
+    {
+        progress.say(&format!("hint: {hint}"));
+    }
+    let mut pictures: Vec<RgbImage> = Vec::with_capacity(requests.len());
+    let mut images: Vec<PackImage> = Vec::with_capacity(requests.len());
+    let batch = args.sampling.max_batch.map_or_else(|| default_batch(width, height), |batch| batch as usize);
+    let drawn = model.draw(&requests, batch, false, &progress, &mut timings, &mut |index, picture| {
+        let (expression, request) = (&expressions[index], &requests[index]);
+        let bytes = png_of(picture, &recipe(request, &model.name, &Origin::Empty))?;
+        let file = format!("{}.png", expression.name);
+        let path = args.out.join(&file);
+        save_whole(&path, &bytes).map_err(cannot_write)?;
+        progress.picture_done(&format!("{}: {}", expression.label, path.display()));
+        let (width, height) = (picture.width(), picture.height());
+        pictures.extend(RgbImage::from_raw(width as u32, height as u32, picture.to_rgb8()));
+        images.push(PackImage {
+            file,
+            name: expression.name.clone(),
+            label: expression.label.clone(),
+            prompt: request.prompt.clone(),
+            seed: request.seed,
+            width,
+            height,
+            seconds: started.elapsed().as_secs_f64(),
+        });
+        Ok(())
+    });
+    progress.finish();
+    drawn?;
+
+    let index = PackJson {
+        version: VERSION,
+        generator: format!("darkroom {}", env!("CARGO_PKG_VERSION")),
+        character: args.character.clone(),
+        negative_prompt: base.negative_prompt.clone(),
+        model: model.name.clone(),
+        settings: Settings {
+            sampler: settings.sampler.to_string(),
+            scheduler: settings.scheduler.to_string(),
+            steps: settings.steps,
+            cfg: settings.cfg,
+            clip_skip: base.clip_skip,
+        },
+        contact_sheet: SHEET.to_owned(),
+        images,
+        seconds: started.elapsed().as_secs_f64(),
+    };
+    let sheet = sheet_of(&index, base.seed, &pictures)?;
+    let sheet_path = args.out.join(SHEET);
+    save_whole(&sheet_path, &sheet).map_err(cannot_write)?;
+    // Last: where pack.json is, everything it names is there.
+    let json = serde_json::to_vec_pretty(&index).map_err(CommandError::plain)?;
+    save_whole(&args.out.join(INDEX), &json).map_err(cannot_write)?;
+    if let Some(path) = &args.output.timings {
+        timings.save(path)?;
+    }
+    for image in &index.images {
+        print_result(&args.out.join(&image.file).display().to_string())?;
+    }
+    print_result(&sheet_path.display().to_string())?;
+    progress.say(&format!("{} pictures in {:.1} s", index.images.len(), index.seconds));
+    Ok(())
+}
+
+/// The contact sheet as a PNG.
+fn sheet_of(index: &PackJson, seed: u64, pictures: &[RgbImage]) -> Result<Vec<u8>, CommandError> {
+    let Settings { sampler, scheduler, steps, cfg, .. } = &index.settings;
+    let model = index.model.strip_suffix(".safetensors").unwrap_or(&index.model);
+    let footer = format!(
+        "{model}  ·  {sampler} / {scheduler}  ·  {steps} steps  ·  cfg {cfg}  ·  seed {seed}  ·  {}",
+        index.generator
+    );
+    let tiles = index.images.iter().zip(pictures);
+    let tiles = tiles.map(|(image, picture)| Tile { label: &image.label, name: &image.name, picture });
+    let heading = "EXPRESSION PACK";
+    let sheet = Sheet { heading, title: &index.character, footer: &footer, tiles: tiles.collect() };
+    let page = contact_sheet::draw(&sheet).map_err(CommandError::plain)?;
+    let about = [
+        TextChunk { keyword: "Title".into(), text: index.character.clone() },
+        TextChunk { keyword: "Software".into(), text: index.generator.clone() },
+    ];
+    encode_png(page.width() as usize, page.height() as usize, page.as_raw(), &about)
+        .map_err(CommandError::plain)
+}
