@@ -102,3 +102,47 @@ fn sequence<'a>(storage: &'a Storage, layout: &Layout) -> Result<Sequence<'a>> {
         _ => bail!("attention: inputs are f32 of rank 3"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    fn random(shape: &[usize]) -> Tensor {
+        Tensor::rand(-1f32, 1f32, shape, &Device::Cpu).unwrap()
+    }
+
+    fn worst(fast: &Tensor, slow: &Tensor) -> f32 {
+        let worst = |t: &Tensor| t.abs().unwrap().flatten_all().unwrap().max(0).unwrap();
+        let error = worst(&(fast - slow).unwrap()).to_scalar::<f32>().unwrap();
+        error / worst(slow).to_scalar::<f32>().unwrap()
+    }
+
+    #[test]
+    fn every_instruction_set_gives_the_reference_attention() {
+        for (queries, keys, heads, d) in [(1, 1, 1, 1), (70, 300, 2, 40), (33, 90, 1, 130)] {
+            let (q, k) = (random(&[2, queries, heads * d]), random(&[2, keys, heads * d]));
+            let v = random(&[2, keys, heads * d]);
+            let masks =
+                [AttentionMask::None, AttentionMask::Causal, AttentionMask::KeyLengths(vec![1, keys])];
+            for mask in masks {
+                let slow = reference::attention(&q, &k, &v, heads, &mask).unwrap();
+                for isa in Isa::available() {
+                    let fast = on_cpu(isa, &q, &k, &v, heads, &mask).unwrap();
+                    let error = worst(&fast, &slow);
+                    // As for every operation in `f32` here.
+                    assert!(error < 1e-5, "{isa:?} {queries}x{keys}x{d} {mask:?}: {error:e}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_score_beyond_the_range_of_exp_does_not_overflow() {
+        let q = (random(&[1, 5, 8]) * 1e4).unwrap();
+        let out = on_cpu(Isa::detect(), &q, &q, &q, 1, &AttentionMask::None).unwrap();
+        let slow = reference::attention(&q, &q, &q, 1, &AttentionMask::None).unwrap();
+        assert!(worst(&out, &slow) < 1e-5);
+    }
+}

@@ -124,3 +124,37 @@ fn on_cpu(
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device};
+
+    use super::*;
+
+    fn random(shape: &[usize]) -> Tensor {
+        Tensor::rand(-1f32, 1f32, shape, &Device::Cpu).unwrap()
+    }
+
+    fn worst(fast: &Tensor, slow: &Tensor) -> f32 {
+        let worst = |t: &Tensor| t.abs().unwrap().flatten_all().unwrap().max(0).unwrap();
+        let error = worst(&(fast - slow).unwrap()).to_scalar::<f32>().unwrap();
+        error / worst(slow).to_scalar::<f32>().unwrap()
+    }
+
+    #[test]
+    fn every_instruction_set_gives_the_reference_convolution() {
+        let padding = Padding { top: 0, left: 2, bottom: 1, right: 1 };
+        for (channels, out, stride) in [(5, 7, 2), (40, 50, 1), (130, 33, 1)] {
+            let x = random(&[2, 9, 10, channels]);
+            let weight = random(&[out, 3, 3, channels]).to_dtype(DType::BF16).unwrap();
+            let geometry = Conv2dGeometry { stride, padding };
+            let slow = reference::conv2d(&x, &weight, None, geometry).unwrap();
+            for isa in Isa::available() {
+                let fast = on_cpu(isa, &x, &weight, None, geometry).unwrap();
+                let error = worst(&fast, &slow);
+                // The bound for Winograd, which the wider two take.
+                assert!(error < 3e-5, "{isa:?} {channels}->{out} stride {stride}: {error:e}");
+            }
+        }
+    }
+}

@@ -24,8 +24,7 @@ const KEEP_BYTES: usize = 32 << 20;
 pub(crate) fn with<R>(len: usize, body: impl FnOnce(&mut [f32]) -> R) -> R {
     let lines = len.div_ceil(16);
     let depth = DEPTH.replace(DEPTH.get() + 1);
-    let mut buffer =
-        KEPT.with_borrow_mut(|kept| kept.get_mut(depth).map(std::mem::take).unwrap_or_default());
+    let mut buffer = KEPT.with_borrow_mut(|kept| kept.get_mut(depth).map(std::mem::take).unwrap_or_default());
     if buffer.len() < lines {
         drop(buffer);
         buffer = vec![Line { _floats: [0.0; 16] }; lines];

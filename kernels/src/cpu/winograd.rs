@@ -241,46 +241,47 @@ unsafe fn multiply<K: Kernel, E: Element>(
 
 /// `Bᵀ d` of one column.
 #[inline(always)]
-fn input_line<M: Arithmetic>(d: [f32; SIDE]) -> [f32; SIDE] {
-    let even = M::multiply_add(-4.0, d[2], d[4]);
-    let odd = M::multiply_add(-4.0, d[1], d[3]);
-    let near = d[4] - d[2];
-    let far = 2.0 * (d[3] - d[1]);
+fn input_line<M: Arithmetic>(d: [M::Vector; SIDE]) -> [M::Vector; SIDE] {
+    let even = M::scale_add(d[2], -4.0, d[4]);
+    let odd = M::scale_add(d[1], -4.0, d[3]);
+    let near = M::sub(d[4], d[2]);
+    let slope = M::sub(d[3], d[1]);
     [
-        M::multiply_add(4.0, d[0], M::multiply_add(-5.0, d[2], d[4])),
-        even + odd,
-        even - odd,
-        near + far,
-        near - far,
-        M::multiply_add(4.0, d[1], M::multiply_add(-5.0, d[3], d[5])),
+        M::scale_add(d[0], 4.0, M::scale_add(d[2], -5.0, d[4])),
+        M::add(even, odd),
+        M::sub(even, odd),
+        M::scale_add(slope, 2.0, near),
+        M::scale_add(slope, -2.0, near),
+        M::scale_add(d[1], 4.0, M::scale_add(d[3], -5.0, d[5])),
     ]
 }
 
 /// `G g` of one column.
 #[inline(always)]
-fn weight_line<M: Arithmetic>(g: [f32; 3]) -> [f32; SIDE] {
-    let outer = (g[0] + g[2]) * (-1.0 / 6.0);
-    let wide = M::multiply_add(g[0], 1.0 / 24.0, g[2] * (1.0 / 6.0));
+fn weight_line<M: Arithmetic>(g: [M::Vector; 3]) -> [M::Vector; SIDE] {
+    let zero = M::splat(0.0);
+    let outer = M::scale_add(M::add(g[0], g[2]), -1.0 / 6.0, zero);
+    let wide = M::scale_add(g[0], 1.0 / 24.0, M::scale_add(g[2], 1.0 / 6.0, zero));
     [
-        0.25 * g[0],
-        M::multiply_add(g[1], -1.0 / 6.0, outer),
-        M::multiply_add(g[1], 1.0 / 6.0, outer),
-        M::multiply_add(g[1], 1.0 / 12.0, wide),
-        M::multiply_add(g[1], -1.0 / 12.0, wide),
+        M::scale_add(g[0], 0.25, zero),
+        M::scale_add(g[1], -1.0 / 6.0, outer),
+        M::scale_add(g[1], 1.0 / 6.0, outer),
+        M::scale_add(g[1], 1.0 / 12.0, wide),
+        M::scale_add(g[1], -1.0 / 12.0, wide),
         g[2],
     ]
 }
 
 /// `Aᵀ m` of one column.
 #[inline(always)]
-fn output_line<M: Arithmetic>(m: [f32; SIDE]) -> [f32; OUT] {
-    let (near, near_odd) = (m[1] + m[2], m[1] - m[2]);
-    let (far, far_odd) = (m[3] + m[4], m[3] - m[4]);
+fn output_line<M: Arithmetic>(m: [M::Vector; SIDE]) -> [M::Vector; OUT] {
+    let (near, near_odd) = (M::add(m[1], m[2]), M::sub(m[1], m[2]));
+    let (far, far_odd) = (M::add(m[3], m[4]), M::sub(m[3], m[4]));
     [
-        m[0] + near + far,
-        M::multiply_add(2.0, far_odd, near_odd),
-        M::multiply_add(4.0, far, near),
-        M::multiply_add(8.0, far_odd, near_odd) + m[5],
+        M::add(m[0], M::add(near, far)),
+        M::scale_add(far_odd, 2.0, near_odd),
+        M::scale_add(far, 4.0, near),
+        M::add(M::scale_add(far_odd, 8.0, near_odd), m[5]),
     ]
 }
 
@@ -294,24 +295,32 @@ impl Body for InputTransform<'_> {
     #[inline(always)]
     fn run<M: Arithmetic>(self) {
         const STRIDE: usize = MAX_ROWS * CHANNELS;
-        let patch = self.patch;
         let out = &mut self.transformed[..(POINTS - 1) * STRIDE + CHANNELS];
-        for i in 0..CHANNELS {
-            let mut columns = [[0f32; SIDE]; SIDE];
+        let zero = M::splat(0.0);
+        for i in (0..CHANNELS).step_by(M::LANES) {
+            let mut columns = [[zero; SIDE]; SIDE];
             for x in 0..SIDE {
-                columns[x] = input_line::<M>(std::array::from_fn(|y| patch[(y * SIDE + x) * CHANNELS + i]));
+                let mut column = [zero; SIDE];
+                for y in 0..SIDE {
+                    column[y] = M::load(&self.patch[(y * SIDE + x) * CHANNELS + i..]);
+                }
+                columns[x] = input_line::<M>(column);
             }
             for y in 0..SIDE {
-                let line = input_line::<M>(std::array::from_fn(|x| columns[x][y]));
+                let mut line = [zero; SIDE];
                 for x in 0..SIDE {
-                    out[(y * SIDE + x) * STRIDE + i] = line[x];
+                    line[x] = columns[x][y];
+                }
+                let line = input_line::<M>(line);
+                for x in 0..SIDE {
+                    M::store(&mut out[(y * SIDE + x) * STRIDE + i..], line[x]);
                 }
             }
         }
     }
 }
 
-/// `G g Gᵀ` of `len` kernels side by side; taps and points go `stride` apart.
+/// `G g Gᵀ` of `len` kernels side by side (whole vectors); taps and points go `stride` apart.
 struct WeightTransform<'a> {
     taps: &'a [f32],
     weights: &'a mut [f32],
@@ -325,22 +334,27 @@ impl Body for WeightTransform<'_> {
         let stride = self.stride;
         let taps = &self.taps[..8 * stride + self.len];
         let out = &mut self.weights[..(POINTS - 1) * stride + self.len];
-        for i in 0..self.len {
-            let mut columns = [[0f32; SIDE]; 3];
+        let zero = M::splat(0.0);
+        for i in (0..self.len).step_by(M::LANES) {
+            let mut columns = [[zero; SIDE]; 3];
             for x in 0..3 {
-                columns[x] = weight_line::<M>(std::array::from_fn(|y| taps[(y * 3 + x) * stride + i]));
+                let mut column = [zero; 3];
+                for y in 0..3 {
+                    column[y] = M::load(&taps[(y * 3 + x) * stride + i..]);
+                }
+                columns[x] = weight_line::<M>(column);
             }
             for y in 0..SIDE {
-                let line = weight_line::<M>(std::array::from_fn(|x| columns[x][y]));
+                let line = weight_line::<M>([columns[0][y], columns[1][y], columns[2][y]]);
                 for x in 0..SIDE {
-                    out[(y * SIDE + x) * stride + i] = line[x];
+                    M::store(&mut out[(y * SIDE + x) * stride + i..], line[x]);
                 }
             }
         }
     }
 }
 
-/// `Aᵀ m A` of one tile plus bias, output channels side by side; points go `stride` apart.
+/// `Aᵀ m A` of one tile plus bias, output channels side by side (whole vectors); points go `stride` apart.
 struct OutputTransform<'a> {
     products: &'a [f32],
     stride: usize,
@@ -354,15 +368,25 @@ impl Body for OutputTransform<'_> {
         let (stride, lanes) = (self.stride, self.bias.len());
         let products = &self.products[..(POINTS - 1) * stride + lanes];
         let out = &mut self.outputs[..OUT * OUT * lanes];
-        for i in 0..lanes {
-            let mut columns = [[0f32; OUT]; SIDE];
+        let zero = M::splat(0.0);
+        for i in (0..lanes).step_by(M::LANES) {
+            let bias = M::load(&self.bias[i..]);
+            let mut columns = [[zero; OUT]; SIDE];
             for x in 0..SIDE {
-                columns[x] = output_line::<M>(std::array::from_fn(|y| products[(y * SIDE + x) * stride + i]));
+                let mut column = [zero; SIDE];
+                for y in 0..SIDE {
+                    column[y] = M::load(&products[(y * SIDE + x) * stride + i..]);
+                }
+                columns[x] = output_line::<M>(column);
             }
             for y in 0..OUT {
-                let line = output_line::<M>(std::array::from_fn(|x| columns[x][y]));
+                let mut line = [zero; SIDE];
+                for x in 0..SIDE {
+                    line[x] = columns[x][y];
+                }
+                let line = output_line::<M>(line);
                 for x in 0..OUT {
-                    out[(y * OUT + x) * lanes + i] = line[x] + self.bias[i];
+                    M::store(&mut out[(y * OUT + x) * lanes + i..], M::add(line[x], bias));
                 }
             }
         }

@@ -71,23 +71,44 @@ unsafe fn multiply<const ROWS: usize>(cols: usize, depth: usize, a: *const f32, 
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 unsafe fn pack<E: Element>(rows: &[*const E], len: usize, panel: *mut f32, stride: usize) {
-    for (part, offset) in (0..stride).step_by(16).enumerate() {
-        let rows = &rows[(part * 16).min(rows.len())..(part * 16 + 16).min(rows.len())];
+    for offset in (0..stride).step_by(16) {
+        let rows = &rows[offset.min(rows.len())..(offset + 16).min(rows.len())];
         let lanes = (stride - offset).min(16);
         let stored: u16 = if lanes == 16 { !0 } else { (1 << lanes) - 1 };
-        for k in (0..len).step_by(16) {
-            let steps = (len - k).min(16);
-            let read: u16 = if steps == 16 { !0 } else { (1 << steps) - 1 };
+        // Rows that are not there read nothing: an empty mask, behind a pointer that is never followed.
+        let mut starts = [std::ptr::null(); 16];
+        let mut present = [0u16; 16];
+        for (i, row) in rows.iter().enumerate() {
+            starts[i] = *row;
+            present[i] = !0;
+        }
+        let whole = len / 16 * 16;
+        for k in (0..whole).step_by(16) {
             let mut block = [_mm512_setzero_ps(); 16];
-            for (vector, row) in block.iter_mut().zip(rows) {
-                // SAFETY: the row has `len` elements and the mask ends there.
-                *vector = unsafe { E::load16(row.add(k), read) };
+            for i in 0..16 {
+                // SAFETY: present rows have `len` elements.
+                block[i] = unsafe { E::load16(starts[i].wrapping_add(k), present[i]) };
             }
             let block = transpose(block);
-            for (step, vector) in block.iter().enumerate().take(steps) {
+            for step in 0..16 {
                 // SAFETY: step `k + step < len` of the panel, lanes below `stride`.
                 unsafe {
-                    _mm512_mask_storeu_ps(panel.add((k + step) * stride + offset), stored, *vector);
+                    _mm512_mask_storeu_ps(panel.add((k + step) * stride + offset), stored, block[step]);
+                }
+            }
+        }
+        if whole < len {
+            let read: u16 = (1 << (len - whole)) - 1;
+            let mut block = [_mm512_setzero_ps(); 16];
+            for i in 0..16 {
+                // SAFETY: present rows have `len` elements, where the mask ends.
+                block[i] = unsafe { E::load16(starts[i].wrapping_add(whole), present[i] & read) };
+            }
+            let block = transpose(block);
+            for (step, vector) in block.iter().enumerate().take(len - whole) {
+                // SAFETY: as above.
+                unsafe {
+                    _mm512_mask_storeu_ps(panel.add((whole + step) * stride + offset), stored, *vector);
                 }
             }
         }

@@ -1,0 +1,86 @@
+//! Shapes that do not fit are errors, on every operation; nothing panics.
+
+use candle_core::{DType, Device, Result, Tensor};
+use darkroom_kernels::{
+    Activation, AttentionMask, Conv2dGeometry, Padding, activate, attention, conv2d, geglu, group_norm,
+    layer_norm, linear, upsample_nearest_2x,
+};
+use proptest::prelude::*;
+
+fn zeros(shape: &[usize]) -> Tensor {
+    Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap()
+}
+
+fn assert_refused(result: Result<Tensor>, operation: &str) {
+    let message = result.unwrap_err().to_string();
+    assert!(message.contains(operation), "{message}");
+}
+
+const SAME: Conv2dGeometry = Conv2dGeometry { stride: 1, padding: Padding::all(1) };
+
+#[test]
+fn an_empty_batch_is_refused_by_name() {
+    let (w, b) = (zeros(&[8, 4]), zeros(&[4]));
+    assert_refused(linear(&zeros(&[0, 4]), &w, None), "linear");
+    assert_refused(conv2d(&zeros(&[0, 5, 5, 4]), &zeros(&[8, 3, 3, 4]), None, SAME), "conv2d");
+    let q = zeros(&[0, 3, 4]);
+    assert_refused(attention(&q, &q, &q, 2, &AttentionMask::None), "attention");
+    assert_refused(group_norm(&zeros(&[0, 3, 4]), 2, &b, &b, 1e-5, Activation::Silu), "group_norm");
+    assert_refused(layer_norm(&zeros(&[0, 4]), &b, &b, 1e-5), "layer_norm");
+    assert_refused(geglu(&zeros(&[0, 4])), "geglu");
+    assert_refused(activate(&zeros(&[0, 4]), Activation::Silu), "activate");
+    assert_refused(upsample_nearest_2x(&zeros(&[0, 2, 2, 4])), "upsample");
+}
+
+#[test]
+fn shapes_that_do_not_fit_are_refused_by_name() {
+    let (x, b) = (zeros(&[2, 3, 4]), zeros(&[4]));
+    assert_refused(linear(&x, &zeros(&[8, 5]), None), "linear");
+    assert_refused(linear(&x, &zeros(&[8, 4]), Some(&zeros(&[4]))), "linear");
+    assert_refused(group_norm(&x, 3, &b, &b, 1e-5, Activation::Silu), "group_norm");
+    assert_refused(group_norm(&x, 0, &b, &b, 1e-5, Activation::Silu), "group_norm");
+    assert_refused(group_norm(&x, 2, &zeros(&[5]), &b, 1e-5, Activation::Silu), "group_norm");
+    assert_refused(layer_norm(&x, &b, &zeros(&[3]), 1e-5), "layer_norm");
+    assert_refused(geglu(&zeros(&[2, 3])), "geglu");
+}
+
+#[test]
+fn a_convolution_that_leaves_nothing_is_refused() {
+    let (x, w) = (zeros(&[1, 2, 2, 4]), zeros(&[8, 3, 3, 4]));
+    assert_refused(conv2d(&x, &w, None, Conv2dGeometry { padding: Padding::all(0), ..SAME }), "conv2d");
+    assert_refused(conv2d(&x, &w, None, Conv2dGeometry { stride: 0, ..SAME }), "conv2d");
+    assert_refused(conv2d(&x, &zeros(&[8, 3, 3, 5]), None, SAME), "conv2d");
+    assert_refused(conv2d(&x, &w, Some(&zeros(&[7])), SAME), "conv2d");
+}
+
+#[test]
+fn attention_refuses_heads_and_lengths_that_do_not_fit() {
+    let (q, k) = (zeros(&[2, 3, 4]), zeros(&[2, 5, 4]));
+    assert_refused(attention(&q, &k, &k, 3, &AttentionMask::None), "attention");
+    assert_refused(attention(&q, &k, &k, 0, &AttentionMask::None), "attention");
+    assert_refused(attention(&q, &k, &zeros(&[2, 6, 4]), 2, &AttentionMask::None), "attention");
+    for lengths in [vec![1], vec![0, 1], vec![6, 1], vec![1, 1, 1]] {
+        assert_refused(attention(&q, &k, &k, 2, &AttentionMask::KeyLengths(lengths)), "attention");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(256) })]
+
+    #[test]
+    fn no_shape_makes_an_operation_panic(
+        a in prop::collection::vec(0usize..4, 0..5), b in prop::collection::vec(0usize..4, 0..5),
+        c in prop::collection::vec(0usize..4, 0..3), n in 0usize..4,
+    ) {
+        let (x, w, bias) = (zeros(&a), zeros(&b), zeros(&c));
+        let geometry = Conv2dGeometry { stride: n, padding: Padding::all(n) };
+        let _ = linear(&x, &w, Some(&bias));
+        let _ = conv2d(&x, &w, Some(&bias), geometry);
+        let _ = attention(&x, &w, &w, n, &AttentionMask::KeyLengths(c.clone()));
+        let _ = group_norm(&x, n, &bias, &bias, 1e-5, Activation::Gelu);
+        let _ = layer_norm(&x, &bias, &bias, 1e-5);
+        let _ = geglu(&x);
+        let _ = activate(&x, Activation::QuickGelu);
+        let _ = upsample_nearest_2x(&x);
+    }
+}
