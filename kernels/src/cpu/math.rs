@@ -19,7 +19,7 @@ pub(crate) fn exp<M: Arithmetic>(x: f32) -> f32 {
     let p = M::multiply_add(p, r, 8.333_452e-3);
     let p = M::multiply_add(p, r, 4.166_579_6e-2);
     let p = M::multiply_add(p, r, 1.666_666_5e-1);
-    let p = M::multiply_add(p, r, 5.000_000_1e-1);
+    let p = M::multiply_add(p, r, 0.5);
     let y = M::multiply_add(p, r * r, r) + 1.0;
     let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23));
     if x < LOWEST { 0.0 } else { y * power }

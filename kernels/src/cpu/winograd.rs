@@ -3,6 +3,10 @@
 //!
 //! Weights stay as they are stored: each task transforms the block of output channels it works on, a slice of
 //! input channels at a time. Rounding errors are a few times those of the direct sum.
+#![allow(
+    clippy::needless_range_loop,
+    reason = "rows and columns index several arrays, one of them transposed"
+)]
 
 use super::element::Element;
 use super::gemm::{Kernel, Tile};

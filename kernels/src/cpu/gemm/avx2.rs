@@ -1,4 +1,5 @@
 //! The AVX2 kernel: 6×16 tiles, twelve accumulators in the sixteen registers.
+#![allow(clippy::needless_range_loop, reason = "a tile's rows index accumulators and addresses alike")]
 
 use std::arch::x86_64::*;
 
