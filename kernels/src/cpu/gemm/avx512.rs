@@ -11,8 +11,6 @@ pub(crate) struct Avx512;
 
 const MR: usize = 14;
 const NR: usize = 32;
-/// Elements that packing prefetches ahead in each row.
-const AHEAD: usize = 64;
 
 impl Kernel for Avx512 {
     const MR: usize = MR;
@@ -89,8 +87,6 @@ unsafe fn pack<E: Element>(rows: &[*const E], len: usize, panel: *mut f32, strid
         for k in (0..whole).step_by(16) {
             let mut block = [_mm512_setzero_ps(); 16];
             for i in 0..16 {
-                // Rows are far apart, more of them than the hardware follows as streams.
-                _mm_prefetch::<_MM_HINT_T0>(starts[i].wrapping_add(k + AHEAD).cast());
                 // SAFETY: present rows have `len` elements.
                 block[i] = unsafe { E::load16(starts[i].wrapping_add(k), present[i]) };
             }
