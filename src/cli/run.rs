@@ -174,10 +174,9 @@ fn unusable(error: &PipelineError) -> CommandError {
 /// A request that the pipeline refused or could not finish.
 fn refused(error: &PipelineError) -> CommandError {
     match error {
-        PipelineError::Request { field, message } => CommandError::Usage {
-            message: format!("--{} {message}", field.replace('_', "-")),
-            fix: None,
-        },
+        PipelineError::Request { field, message } => {
+            CommandError::Usage { message: format!("--{} {message}", field.replace('_', "-")), fix: None }
+        }
         PipelineError::Prompt { source: PromptError::TooManyTokens { .. }, .. } => {
             CommandError::usage(error, "shorten it, or raise --max-prompt-chunks")
         }

@@ -40,10 +40,12 @@ pub(super) fn solve(mut matrix: Vec<Vec<f64>>, mut right: Vec<f64>) -> Vec<f64> 
             .unwrap_or(column);
         matrix.swap(column, pivot);
         right.swap(column, pivot);
-        for row in column + 1..n {
-            let factor = matrix[row][column] / matrix[column][column];
-            for k in column..n {
-                matrix[row][k] -= factor * matrix[column][k];
+        let (above, below) = matrix.split_at_mut(column + 1);
+        let pivot = &above[column];
+        for (row, values) in (column + 1..).zip(below) {
+            let factor = values[column] / pivot[column];
+            for (value, pivot) in values.iter_mut().zip(pivot).skip(column) {
+                *value -= factor * pivot;
             }
             right[row] -= factor * right[column];
         }

@@ -196,7 +196,7 @@ pub fn start(
         SamplerKind::ErSde => Driver::start(er_sde::ErSde::default(), latent, steps, noise),
         SamplerKind::Seeds2 => Driver::start(seeds::Seeds2::default(), latent, steps, noise),
         SamplerKind::SaSolver => Driver::start(sa_solver::SaSolver::new(model), latent, steps, noise),
-        SamplerKind::UniPc => UniPc::start(Variant::Bh1, latent, steps)?,
-        SamplerKind::UniPcBh2 => UniPc::start(Variant::Bh2, latent, steps)?,
+        SamplerKind::UniPc => UniPc::start(Variant::Bh1, &latent, steps)?,
+        SamplerKind::UniPcBh2 => UniPc::start(Variant::Bh2, &latent, steps)?,
     })
 }

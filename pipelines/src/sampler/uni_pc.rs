@@ -55,7 +55,7 @@ impl UniPc {
     /// `sigmas` fall strictly; fewer than two are no run.
     pub(super) fn start(
         variant: Variant,
-        latent: Tensor,
+        latent: &Tensor,
         mut sigmas: Vec<f32>,
     ) -> Result<(Box<dyn Sampler>, Advance)> {
         let steps = sigmas.len().saturating_sub(1);
