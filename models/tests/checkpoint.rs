@@ -95,6 +95,20 @@ fn the_embedded_model_tells_what_its_shapes_do_not() {
     }
 }
 
+#[test]
+fn a_tiny_sdxl_without_configs_is_read_off_its_shapes() {
+    let path =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../pipelines/tests/golden/comfyui/sdxl-tiny.safetensors");
+    let model = open(&path);
+    let unet = model.unet.config;
+    assert_eq!((unet.block_out_channels, unet.transformer_layers), (vec![32, 64, 128], vec![0, 1, 2]));
+    assert_eq!((unet.attention_heads, unet.mid_transformer_layers), (vec![1, 1, 2], 2));
+    // (1600 - 64) / 6: what the pooled text leaves for each size id.
+    assert_eq!(unet.addition, Some(AdditionConfig { time_embed_dim: 256, projection_input_dim: 1600 }));
+    assert_eq!(model.clip_l.config.num_hidden_layers, 3);
+    assert_eq!(model.clip_g.unwrap().config.num_hidden_layers, 4);
+}
+
 type Names = BTreeMap<String, Vec<usize>>;
 
 /// Names and shapes of full-size models, by the reference's classes: model → `ldm` or part → names.

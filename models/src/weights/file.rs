@@ -205,10 +205,13 @@ impl WeightFile {
                     range = range.start + first * E::BYTES..range.start + rows.end * row * E::BYTES;
                 }
                 let start = range.start;
-                copy::copy(all.get(range).unwrap_or_default(), exponent, order, |done| {
-                    self.bytes.release(start + done.start..start + done.end);
-                })
-                .map_err(|index| not_finite(first + index))
+                let copied =
+                    copy::copy(all.get(range.clone()).unwrap_or_default(), exponent, order, |done| {
+                        self.bytes.release(start + done.start..start + done.end);
+                    });
+                // Once more: a piece's last faults may have mapped pages of its neighbour, copied before it.
+                self.bytes.release(range);
+                copied.map_err(|index| not_finite(first + index))
             }
             Storage::SparseRows { rows: numbers, values } => {
                 let data = all.get(self.data_start..).unwrap_or_default();
