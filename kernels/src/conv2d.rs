@@ -37,12 +37,29 @@ pub struct Conv2dGeometry {
     pub padding: Padding,
 }
 
+/// The most zeros on one side: far beyond any network, far below where sizes could overflow.
+const MAX_PADDING: usize = 1 << 16;
+
+impl Conv2dGeometry {
+    /// Height and width of the output; `None` when the kernel does not fit the padded picture, the stride is
+    /// zero or the padding absurd.
+    fn output(&self, h: usize, w: usize, kh: usize, kw: usize) -> Option<(usize, usize)> {
+        let p = self.padding;
+        if [p.top, p.left, p.bottom, p.right].iter().any(|&side| side > MAX_PADDING) {
+            return None;
+        }
+        let height = (h + p.top + p.bottom).checked_sub(kh)?.checked_div(self.stride)? + 1;
+        let width = (w + p.left + p.right).checked_sub(kw)?.checked_div(self.stride)? + 1;
+        Some((height, width))
+    }
+}
+
 /// `x: [b, h, w, in]` convolved with `weight: [out, kh, kw, in]`, plus `bias: [out]`.
 /// Returns `[b, h', w', out]`, `h' = (h + top + bottom - kh) / stride + 1`.
 ///
 /// # Errors
 /// When the shapes do not fit each other, the kernel is larger than the padded picture, the stride or a
-/// dimension is zero.
+/// dimension is zero, or a side's padding is beyond 65536.
 pub fn conv2d(
     x: &Tensor,
     weight: &Tensor,
@@ -58,9 +75,8 @@ pub fn conv2d(
     if x.elem_count() == 0 || weight.elem_count() == 0 {
         bail!("conv2d: x {:?} or weight {:?} is empty", x.shape(), weight.shape());
     }
-    let p = geometry.padding;
-    if geometry.stride == 0 || kh > h + p.top + p.bottom || kw > w + p.left + p.right {
-        bail!("conv2d: {geometry:?} and weight {:?} leave nothing of x {:?}", weight.shape(), x.shape());
+    if geometry.output(h, w, kh, kw).is_none() {
+        bail!("conv2d: {geometry:?} and weight {:?} make no picture of x {:?}", weight.shape(), x.shape());
     }
     if !tensors::takes_activation(x) || !tensors::takes_weight(weight) {
         return reference::conv2d(x, weight, bias, geometry);
@@ -79,8 +95,9 @@ fn on_cpu(
     let (b, height, width, channels) = x.dims4()?;
     let (n, kh, kernel_width, _) = weight.dims4()?;
     let p = geometry.padding;
-    let out_height = (height + p.top + p.bottom - kh) / geometry.stride + 1;
-    let out_width = (width + p.left + p.right - kernel_width) / geometry.stride + 1;
+    let Some((out_height, out_width)) = geometry.output(height, width, kh, kernel_width) else {
+        bail!("conv2d: {geometry:?} makes no picture of x {:?}", x.shape());
+    };
     let (m, depth) = (b * out_height * out_width, kh * kernel_width * channels);
     let bias = bias.map(tensors::widened).transpose()?;
     let (x_storage, x_layout) = x.storage_and_layout();

@@ -50,6 +50,8 @@ fn a_convolution_that_leaves_nothing_is_refused() {
     let (x, w) = (zeros(&[1, 2, 2, 4]), zeros(&[8, 3, 3, 4]));
     assert_refused(conv2d(&x, &w, None, Conv2dGeometry { padding: Padding::all(0), ..SAME }), "conv2d");
     assert_refused(conv2d(&x, &w, None, Conv2dGeometry { stride: 0, ..SAME }), "conv2d");
+    let absurd = Padding { left: usize::MAX, ..Padding::all(1) };
+    assert_refused(conv2d(&x, &w, None, Conv2dGeometry { padding: absurd, ..SAME }), "conv2d");
     assert_refused(conv2d(&x, &zeros(&[8, 3, 3, 5]), None, SAME), "conv2d");
     assert_refused(conv2d(&x, &w, Some(&zeros(&[7])), SAME), "conv2d");
 }

@@ -74,9 +74,10 @@ pub(crate) unsafe fn build(
 ) -> Result<Tensor> {
     let shape = shape.into();
     let len = shape.elem_count();
-    let mut out = Vec::with_capacity(len);
+    let mut out = Vec::new();
+    out.try_reserve_exact(len).map_err(candle_core::Error::wrap)?;
     fill(out.as_mut_ptr())?;
-    // SAFETY: the capacity is `len` and the caller promises that `fill` initialised all of it.
+    // SAFETY: the capacity is at least `len` and the caller promises that `fill` initialised all of it.
     unsafe { out.set_len(len) };
     Tensor::from_vec(out, shape, &Device::Cpu)
 }

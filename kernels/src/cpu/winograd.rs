@@ -138,25 +138,28 @@ unsafe fn transform_inputs<K: Kernel, E: Element>(
     if rows == 0 {
         return;
     }
-    let mut patch = [0f32; POINTS * CHANNELS];
+    // Pixels are read where they lie; only the last, narrower slice of channels is copied to its full width.
+    let zeros = [0f32; CHANNELS];
+    let mut copies = [[0f32; CHANNELS]; POINTS];
     scratch::with(POINTS * MAX_ROWS * CHANNELS, |transformed| {
         for row in 0..rows {
             let (image, top, left) = part.grid.corner(part.first + first + row);
-            for (point, pixel) in patch.chunks_exact_mut(CHANNELS).enumerate() {
+            let mut patch = [zeros.as_slice(); POINTS];
+            for (point, (pixel, copy)) in patch.iter_mut().zip(&mut copies).enumerate() {
                 let y = (top + point / SIDE).checked_sub(problem.top).filter(|&y| y < problem.height);
                 let x = (left + point % SIDE).checked_sub(problem.left).filter(|&x| x < problem.width);
-                match (y, x) {
-                    (Some(y), Some(x)) => {
-                        let at = ((image * problem.height + y) * problem.width + x) * problem.channels;
-                        pixel[..count].copy_from_slice(&problem.x[at + channel..at + channel + count]);
+                if let (Some(y), Some(x)) = (y, x) {
+                    let at = ((image * problem.height + y) * problem.width + x) * problem.channels;
+                    let channels = &problem.x[at + channel..at + channel + count];
+                    if count == CHANNELS {
+                        *pixel = channels;
+                    } else {
+                        copy[..count].copy_from_slice(channels);
+                        *pixel = copy;
                     }
-                    _ => pixel.fill(0.0),
                 }
             }
-            vector::run(
-                isa,
-                InputTransform { patch: &patch, transformed: &mut transformed[row * CHANNELS..] },
-            );
+            vector::run(isa, InputTransform { patch, transformed: &mut transformed[row * CHANNELS..] });
         }
         for point in 0..POINTS {
             let mut starts = [std::ptr::null(); MAX_ROWS];
@@ -291,7 +294,7 @@ fn output_line<M: Arithmetic>(m: [M::Vector; SIDE]) -> [M::Vector; OUT] {
 
 /// `Bᵀ d B` of a patch, `CHANNELS` side by side; points go `MAX_ROWS · CHANNELS` apart.
 struct InputTransform<'a> {
-    patch: &'a [f32; POINTS * CHANNELS],
+    patch: [&'a [f32]; POINTS],
     transformed: &'a mut [f32],
 }
 
@@ -306,7 +309,7 @@ impl Body for InputTransform<'_> {
             for x in 0..SIDE {
                 let mut column = [zero; SIDE];
                 for y in 0..SIDE {
-                    column[y] = M::load(&self.patch[(y * SIDE + x) * CHANNELS + i..]);
+                    column[y] = M::load(&self.patch[y * SIDE + x][i..]);
                 }
                 columns[x] = input_line::<M>(column);
             }
