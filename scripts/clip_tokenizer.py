@@ -32,6 +32,15 @@ def _byte_alphabet() -> list[str]:
     return [chr(byte) for byte in printable] + [chr(256 + index) for index in range(len(others))]
 
 
+def vocabulary() -> tuple[dict[str, int], list[str]]:
+    """Every entry's id, and the merges (`"left right"`) in order of rank."""
+    merges, letters = _merge_list(), _byte_alphabet()
+    entries = letters + [letter + "</w>" for letter in letters] + ["".join(pair.split()) for pair in merges] + [_START, _END]
+    if len(entries) != VOCABULARY_SIZE:
+        raise ValueError(f"the merge list gives {len(entries)} entries, not {VOCABULARY_SIZE}: wrong clip-anytorch version?")
+    return {entry: index for index, entry in enumerate(entries)}, merges
+
+
 def write_tokenizer(folder: Path, pad_token: str) -> None:
     """Writes `vocab.json`, `merges.txt` and the configs. SDXL's encoder 1 pads with `<|endoftext|>`, encoder 2 with `!`."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -52,8 +61,7 @@ def write_tokenizer(folder: Path, pad_token: str) -> None:
         "model_max_length": 77,
         "tokenizer_class": "CLIPTokenizer",
     }
-    vocabulary = {entry: index for index, entry in enumerate(entries)}
-    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
+    (folder / "vocab.json").write_text(json.dumps(entries, ensure_ascii=False), encoding="utf-8")
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
     (folder / "special_tokens_map.json").write_text(json.dumps(special), encoding="utf-8")
     (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")

@@ -6,7 +6,7 @@ own converters bring them back.
 
 import json
 
-import clip
+import text_encoders
 import torch
 import unet
 import vae
@@ -177,7 +177,7 @@ def save_checkpoint(parts, unet_model, vae_model, text_encoders, path):
 
 
 if __name__ == "__main__":
-    clip_l, clip_g = clip.clip_l(), clip.clip_g()
+    clip_l, clip_g = text_encoders.clip_l(), text_encoders.clip_g()
     sdxl_unet, sdxl_vae = unet.sdxl(), vae.sdxl()
     packed = open_clip(clip_g, "conditioner.embedders.1.model.")
     same(convert_open_clip_checkpoint(clip_g, packed, "conditioner.embedders.1.model."), clip_g)

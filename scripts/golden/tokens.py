@@ -11,10 +11,9 @@ Versions: transformers 5.23.0, tokenizers 0.23.3, clip-anytorch 2.6.0, Python 3.
 """
 
 import argparse
-import gzip
-import importlib.util
 import json
 import random
+import sys
 from itertools import groupby
 from pathlib import Path
 
@@ -22,20 +21,18 @@ from tokenizers import AddedToken
 from transformers import CLIPTokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "scripts"))
+from clip_tokenizer import vocabulary  # noqa: E402
+
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def clip_tokenizer():
-    folder = Path(importlib.util.find_spec("clip").submodule_search_locations[0])
-    lines = gzip.open(folder / "bpe_simple_vocab_16e6.txt.gz").read().decode().split("\n")
-    merges = [tuple(line.split()) for line in lines[1 : 49408 - 512 - 2 + 1]]
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    letters = [chr(b) for b in printable] + [chr(256 + n) for n in range(256 - len(printable))]
-    tokens = letters + [c + "</w>" for c in letters] + [a + b for a, b in merges] + [START, END]
+    tokens, merges = vocabulary()
     special = {"special": True, "lstrip": False, "rstrip": False, "single_word": False}
     return CLIPTokenizer(
-        vocab={token: i for i, token in enumerate(tokens)},
-        merges=merges,
+        vocab=tokens,
+        merges=[tuple(merge.split()) for merge in merges],
         # As the tokenizer_config.json that ComfyUI carries is understood.
         bos_token=AddedToken(START, normalized=True, **special),
         eos_token=AddedToken(END, normalized=False, **special),

@@ -1,4 +1,4 @@
-//! A convolution layer with its weight in the stored type, permuted once at load.
+//! A convolution layer with its weight in the stored type, channels-last from the moment it is read.
 
 use candle_core::Tensor;
 use darkroom_kernels::{Conv2dGeometry, Padding, conv2d};
@@ -35,8 +35,7 @@ impl Conv2d {
         kernel: usize,
         geometry: Conv2dGeometry,
     ) -> Result<Self, WeightsError> {
-        let stored = weights.take("weight", &[outputs, inputs, kernel, kernel])?;
-        let weight = stored.permute((0, 2, 3, 1))?.contiguous()?;
+        let weight = weights.take_conv("weight", [outputs, inputs, kernel, kernel])?;
         Ok(Self { weight, bias: load_bias(weights, outputs)?, geometry })
     }
 
