@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use candle_core::Device;
-use darkroom_models::checkpoint::{Checkpoint, CheckpointError, CheckpointParts};
+use darkroom_models::checkpoint::{Checkpoint, CheckpointError};
 use darkroom_models::weights::WeightFile;
 
 static WEIGHTS: &[u8] = include_bytes!("../assets/tiny-sdxl.safetensors");
 
 /// Opens it, for networks on `device`.
-pub fn checkpoint(device: &Device) -> Result<CheckpointParts, CheckpointError> {
+pub fn checkpoint(device: &Device) -> Result<Checkpoint, CheckpointError> {
     let file = WeightFile::from_static("the embedded model", WEIGHTS)?;
     Checkpoint::from_file(&Arc::new(file), device)
 }
