@@ -167,7 +167,7 @@ pub(super) struct SamplingArgs {
     /// Where the steps lie; --help lists the names [default: karras]
     #[arg(long, value_name = "NAME", value_parser = scheduler(), hide_possible_values = true, long_help = scheduler_help())]
     pub(super) scheduler: Option<Scheduler>,
-    /// Seed of the noise: the same seed and flags give the same picture [default: generate draws one, pack takes 0]
+    /// Seed of the noise: the same seed and flags give the same picture [default: generate draws one, pack takes 5]
     #[arg(short, long, value_name = "N")]
     pub(super) seed: Option<u64>,
     /// Text-encoder layer that counts, from the end: 1 the last, 2 the one before [default: the model's own]
