@@ -72,7 +72,7 @@ pub(super) struct GenerateArgs {
     #[command(flatten)]
     pub(super) text: PromptArgs,
     /// How many pictures; each has the seed of the one before it plus 1
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(long, value_name = "N", default_value_t = 1, allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(super) count: u32,
     #[command(flatten)]
     pub(super) sampling: SamplingArgs,
@@ -150,13 +150,13 @@ pub(super) struct SamplingArgs {
     #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
     pub(super) negative: Option<String>,
     /// Pixels in a row, a multiple of 8 [default: the model's own size]
-    #[arg(long, value_name = "PIXELS", value_parser = side)]
+    #[arg(long, value_name = "PIXELS", allow_negative_numbers = true, value_parser = side)]
     pub(super) width: Option<usize>,
     /// Rows of pixels, a multiple of 8 [default: the model's own size]
-    #[arg(long, value_name = "PIXELS", value_parser = side)]
+    #[arg(long, value_name = "PIXELS", allow_negative_numbers = true, value_parser = side)]
     pub(super) height: Option<usize>,
     /// Sampling steps [default: 20, or what suits the model]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(super) steps: Option<u32>,
     /// How strongly the prompt pulls; 1 is off and twice as fast [default: 7, or what suits the model]
     #[arg(long, value_name = "SCALE", value_parser = cfg_scale, allow_negative_numbers = true)]
@@ -168,16 +168,16 @@ pub(super) struct SamplingArgs {
     #[arg(long, value_name = "NAME", value_parser = scheduler(), hide_possible_values = true, long_help = scheduler_help())]
     pub(super) scheduler: Option<Scheduler>,
     /// Seed of the noise: the same seed and flags give the same picture [default: generate draws one, pack takes 5]
-    #[arg(short, long, value_name = "N")]
+    #[arg(short, long, value_name = "N", allow_negative_numbers = true)]
     pub(super) seed: Option<u64>,
     /// Text-encoder layer that counts, from the end: 1 the last, 2 the one before [default: the model's own]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=24))]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..=24))]
     pub(super) clip_skip: Option<u32>,
     /// Most pictures that go through the network at once [default: by size, 1 to 16]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..=256))]
     pub(super) max_batch: Option<u32>,
     /// Most 77-token chunks of a prompt; longer prompts are refused
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(long, value_name = "N", default_value_t = 64, allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(super) max_prompt_chunks: u32,
 }
 
@@ -196,7 +196,7 @@ pub(super) struct SourceArgs {
     #[arg(long, value_name = "MODE", requires = "image")]
     pub(super) inpaint_mode: Option<InpaintKind>,
     /// With --inpaint-mode fill: grow the mask by so many pixels, so that no seam shows [default: 6]
-    #[arg(long, value_name = "PIXELS", requires = "inpaint_mode", value_parser = clap::value_parser!(u32).range(0..=64))]
+    #[arg(long, value_name = "PIXELS", requires = "inpaint_mode", allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(0..=64))]
     pub(super) grow_mask: Option<u32>,
     /// Share of the schedule that runs: 1 draws anew, 0.3 changes little [default: 0.75 with --image, else 1]
     #[arg(long, value_name = "SHARE", value_parser = share, allow_negative_numbers = true)]

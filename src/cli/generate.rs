@@ -11,7 +11,7 @@ use super::args::{GenerateArgs, PromptArgs};
 use super::error::CommandError;
 use super::model::default_batch;
 use super::progress::Progress;
-use super::run::{Model, Timings, limits, save_latents};
+use super::run::{Model, Timings, check, limits, save_latents};
 use super::{print_result, source};
 use crate::expressions::Vocabulary;
 use crate::picture::{Recipe, encode_png, save_numbered};
@@ -49,6 +49,7 @@ pub(super) fn run(args: &GenerateArgs, quiet: bool) -> Result<(), CommandError> 
             source: start.source.clone(),
         })
         .collect();
+    check(&requests, &limits(&args.sampling))?;
     let recipes: Vec<Recipe> =
         requests.iter().map(|request| recipe(request, &model.name, &start.origin)).collect();
 

@@ -13,7 +13,7 @@ use super::generate::{cannot_write, check_folder, check_length, png_of, recipe, 
 use super::model::default_batch;
 use super::print_result;
 use super::progress::Progress;
-use super::run::{Model, Timings, limits};
+use super::run::{Model, Timings, check, limits};
 use crate::contact_sheet::{self, Sheet, Tile};
 use crate::expressions::Vocabulary;
 use crate::pack_json::{PackImage, PackJson, Settings, VERSION};
@@ -57,6 +57,7 @@ pub(super) fn run(args: &PackArgs, quiet: bool) -> Result<(), CommandError> {
         source: Source::Empty { width, height },
     };
     let requests = expression_requests(&base, &args.character, &expressions);
+    check(&requests, &limits(&args.sampling))?;
 
     let progress = Progress::new(requests.len(), settings.steps, quiet);
     progress.say(&format!("{} expressions of \"{}\", {width}x{height}", expressions.len(), args.character));

@@ -163,6 +163,11 @@ pub(super) fn save_latents(path: &Path, latents: &[Tensor]) -> Result<(), Comman
     save_whole(path, &file).map_err(CommandError::plain)
 }
 
+/// Refuses requests that the pipeline would refuse, before anything is said or done about them.
+pub(super) fn check(requests: &[ImageRequest], limits: &Limits) -> Result<(), CommandError> {
+    requests.iter().try_for_each(|request| request.validate(limits)).map_err(|e| refused(&e))
+}
+
 /// A model that cannot be loaded.
 fn unusable(error: &PipelineError) -> CommandError {
     CommandError::failure(

@@ -11,19 +11,19 @@ use image::RgbImage;
 use tempfile::TempDir;
 
 /// A finished run of the program.
-pub struct Run {
-    pub status: Option<i32>,
-    pub stdout: String,
-    pub stderr: String,
+pub(crate) struct Run {
+    pub(crate) status: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
 }
 
 /// Runs `darkroom` with `args`.
-pub fn darkroom<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> Run {
+pub(crate) fn darkroom<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> Run {
     darkroom_with_input(args, b"")
 }
 
 /// The same with bytes on its standard input.
-pub fn darkroom_with_input<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>, input: &[u8]) -> Run {
+pub(crate) fn darkroom_with_input<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>, input: &[u8]) -> Run {
     let mut child = Command::new(env!("CARGO_BIN_EXE_darkroom"))
         .args(args)
         .env_remove("RUST_LOG")
@@ -47,14 +47,14 @@ pub fn darkroom_with_input<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>, i
 impl Run {
     /// The run worked.
     #[track_caller]
-    pub fn worked(self) -> Self {
+    pub(crate) fn worked(self) -> Self {
         assert_eq!(self.status, Some(0), "stderr: {}", self.stderr);
         self
     }
 
     /// The run ended with `status`, and standard error says each of `parts` without a panic's text.
     #[track_caller]
-    pub fn refused(self, status: i32, parts: &[&str]) -> Self {
+    pub(crate) fn refused(self, status: i32, parts: &[&str]) -> Self {
         assert_eq!(self.status, Some(status), "stderr: {}", self.stderr);
         assert!(self.stderr.starts_with("error: "), "{}", self.stderr);
         for part in parts {
@@ -67,13 +67,13 @@ impl Run {
     }
 
     /// The paths on standard output.
-    pub fn paths(&self) -> Vec<PathBuf> {
+    pub(crate) fn paths(&self) -> Vec<PathBuf> {
         self.stdout.lines().map(PathBuf::from).collect()
     }
 
     /// The only picture on standard output.
     #[track_caller]
-    pub fn picture(&self) -> RgbImage {
+    pub(crate) fn picture(&self) -> RgbImage {
         let paths = self.paths();
         assert_eq!(paths.len(), 1, "{paths:?}");
         open(&paths[0])
@@ -82,7 +82,7 @@ impl Run {
 
 /// Draws one small picture with the embedded model and `more` flags; a character, 64 × 64, 2 steps, seed 1.
 #[track_caller]
-pub fn draw(folder: &Path, more: &[&str]) -> Run {
+pub(crate) fn draw(folder: &Path, more: &[&str]) -> Run {
     let mut args: Vec<&OsStr> = ["generate", "--quiet", "--out"].map(OsStr::new).to_vec();
     args.push(folder.as_os_str());
     let has = |flag: &str| more.contains(&flag);
@@ -102,12 +102,12 @@ pub fn draw(folder: &Path, more: &[&str]) -> Run {
     darkroom(args).worked()
 }
 
-pub fn open(path: &Path) -> RgbImage {
+pub(crate) fn open(path: &Path) -> RgbImage {
     image::open(path).unwrap().into_rgb8()
 }
 
 /// A picture of the embedded model, 128 × 128, drawn once for all tests of a file.
-pub fn source_picture() -> &'static Path {
+pub(crate) fn source_picture() -> &'static Path {
     static DRAWN: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
     let (_, path) = DRAWN.get_or_init(|| {
         let folder = TempDir::new().unwrap();
@@ -118,7 +118,7 @@ pub fn source_picture() -> &'static Path {
 }
 
 /// Mean absolute difference of two pictures of one size, in 8-bit levels, over the pixels where `counts`.
-pub fn difference(a: &RgbImage, b: &RgbImage, counts: impl Fn(u32, u32) -> bool) -> f64 {
+pub(crate) fn difference(a: &RgbImage, b: &RgbImage, counts: impl Fn(u32, u32) -> bool) -> f64 {
     assert_eq!(a.dimensions(), b.dimensions());
     let (mut sum, mut values) = (0.0, 0.0);
     for (x, y, pixel) in a.enumerate_pixels().filter(|(x, y, _)| counts(*x, *y)) {
@@ -131,7 +131,7 @@ pub fn difference(a: &RgbImage, b: &RgbImage, counts: impl Fn(u32, u32) -> bool)
 }
 
 /// Largest difference of two pictures of one size, in 8-bit levels.
-pub fn largest_difference(a: &RgbImage, b: &RgbImage) -> u8 {
+pub(crate) fn largest_difference(a: &RgbImage, b: &RgbImage) -> u8 {
     assert_eq!(a.dimensions(), b.dimensions());
     a.as_raw().iter().zip(b.as_raw()).map(|(one, other)| one.abs_diff(*other)).max().unwrap()
 }
