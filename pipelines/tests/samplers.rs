@@ -88,7 +88,8 @@ fn samplers_equal_those_of_k_diffusion() {
             steps => {
                 let steps: usize = steps.parse().unwrap();
                 let (first, last) = (whole[0], whole[whole.len() - 2]);
-                (0..=steps).map(|i| first + (last - first) * i as f32 / steps as f32).collect()
+                let between = |i: usize| first + (last - first) * i as f32 / steps as f32;
+                (0..steps).map(between).chain([last]).collect()
             }
         };
         for index in 0..size {

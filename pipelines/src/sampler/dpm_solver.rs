@@ -7,7 +7,7 @@ use super::arithmetic::{linear, slope};
 use super::driver::{Driver, Method, Outcome, Step};
 use super::{Advance, Denoised, Result, Sampler, SamplerError};
 use crate::noise::StepNoise;
-use crate::schedule::{exp, ln};
+use crate::schedule::{exp, linspace, ln};
 
 /// One step in the logarithm of sigma, of which the noise predictions are gathered.
 struct LogStep {
@@ -94,14 +94,7 @@ impl DpmFast {
             (threes, 0) => [vec![3; threes - 1], vec![2, 1]].concat(),
             (threes, rest) => [vec![3; threes], vec![rest]].concat(),
         };
-        let count = orders.len();
-        let step = if count > 0 { (end - start) / count as f32 } else { 0.0 };
-        let times: Vec<f32> = (0..=count)
-            .map(|i| {
-                // torch's linspace counts the second half from the end.
-                if i < count.div_ceil(2) { start + step * i as f32 } else { end - step * (count - i) as f32 }
-            })
-            .collect();
+        let times: Vec<f32> = linspace(start, end, orders.len() + 1).collect();
         let at = times.iter().map(|&t| exp(-t)).collect();
         Driver::start(Self { times, orders, step: None, tried: None }, latent, at, noise)
     }

@@ -7,6 +7,7 @@ mod scheduler;
 
 pub use model_sampling::{ModelSampling, Prediction};
 pub(crate) use model_sampling::{exp, ln};
+pub(crate) use scheduler::linspace;
 pub use scheduler::{MAX_STEPS, Scheduler, sigmas};
 
 use crate::sampler::SamplerKind;

@@ -234,14 +234,14 @@ fn with_zero(sigmas: impl Iterator<Item = f32>) -> Vec<f32> {
     sigmas.chain(std::iter::once(0.0)).collect()
 }
 
-/// `torch.linspace` in f32: the second half is counted from the end.
-fn linspace(start: f32, end: f32, steps: usize) -> impl Iterator<Item = f32> {
+/// `torch.linspace` in f32, bit for bit: the second half is counted from the end, and sums are fused.
+pub(crate) fn linspace(start: f32, end: f32, steps: usize) -> impl Iterator<Item = f32> {
     let step = if steps > 1 { (end - start) / (steps - 1) as f32 } else { 0.0 };
     (0..steps).map(move |i| {
         if i < steps / 2 || steps == 1 {
-            start + step * i as f32
+            step.mul_add(i as f32, start)
         } else {
-            end - step * (steps - 1 - i) as f32
+            (-step).mul_add((steps - 1 - i) as f32, end)
         }
     })
 }
