@@ -1,5 +1,7 @@
 //! `darkroom generate` end to end, with the embedded model.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod common;
 
 use common::{darkroom, darkroom_with_input, difference, draw, largest_difference, open, source_picture};

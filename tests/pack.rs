@@ -1,5 +1,7 @@
 //! `darkroom pack` end to end, with the embedded model.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod common;
 
 use std::path::Path;

@@ -1,6 +1,8 @@
 //! What the program cannot do it says in one line, with the fix and an exit status: 2 for a bad command line,
 //! 1 for failed work. It never panics.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod common;
 
 use std::path::{Path, PathBuf};

@@ -70,7 +70,7 @@ pub(super) fn run(args: &GenerateArgs, quiet: bool) -> Result<(), CommandError> 
             let bytes = png_of(picture, &recipes[index])?;
             let path = save_numbered(&args.out, PREFIX, &bytes).map_err(cannot_write)?;
             progress.picture_done(&format!("seed {}: {}", recipes[index].seed, path.display()));
-            print_result(&path.display().to_string())
+            progress.beside_bars(|| print_result(&path.display().to_string()))
         },
     );
     progress.finish();

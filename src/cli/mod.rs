@@ -1,4 +1,4 @@
-//! The command line: `generate`, `pack`, `inspect`. Each command is one file; [`run`] alone talks to the
+//! The command line: `generate`, `pack`, `inspect`. Each command is one file; `run` alone talks to the
 //! pipelines, so that a server can take its place.
 
 mod args;

@@ -86,7 +86,7 @@ pub(super) fn run(args: &PackArgs, quiet: bool) -> Result<(), CommandError> {
             seed: request.seed,
             width,
             height,
-            seconds: started.elapsed().as_secs_f64(),
+            seconds: seconds_since(started),
         });
         Ok(())
     });
@@ -108,7 +108,7 @@ pub(super) fn run(args: &PackArgs, quiet: bool) -> Result<(), CommandError> {
         },
         contact_sheet: SHEET.to_owned(),
         images,
-        seconds: started.elapsed().as_secs_f64(),
+        seconds: seconds_since(started),
     };
     let sheet = sheet_of(&index, base.seed, &pictures)?;
     let sheet_path = args.out.join(SHEET);
@@ -125,6 +125,11 @@ pub(super) fn run(args: &PackArgs, quiet: bool) -> Result<(), CommandError> {
     print_result(&sheet_path.display().to_string())?;
     progress.say(&format!("{} pictures in {:.1} s", index.images.len(), index.seconds));
     Ok(())
+}
+
+/// Seconds to the millisecond.
+fn seconds_since(start: Instant) -> f64 {
+    (start.elapsed().as_secs_f64() * 1000.0).round() / 1000.0
 }
 
 /// The contact sheet as a PNG.

@@ -53,6 +53,14 @@ impl Progress {
         }
     }
 
+    /// Runs `print`, which writes to standard output, with the bars off the screen: both may be one terminal.
+    pub(super) fn beside_bars<T>(&self, print: impl FnOnce() -> T) -> T {
+        match &self.bars {
+            Some(bars) => bars.all.suspend(print),
+            None => print(),
+        }
+    }
+
     /// A line for the person.
     pub(super) fn say(&self, line: &str) {
         if self.quiet {
