@@ -85,10 +85,19 @@ impl TorchGenerator {
     }
 
     /// Uniform in `[0, 1)`, 24 bits each.
-    fn fill_uniform(&mut self, values: &mut [f32]) {
+    fn fill_uniform(&mut self, mut values: &mut [f32]) {
         const SCALE: f32 = 1.0 / (1 << 24) as f32;
-        for value in values {
-            *value = (self.next_u32() & 0x00ff_ffff) as f32 * SCALE;
+        while !values.is_empty() {
+            if self.used == STATE {
+                self.regenerate();
+            }
+            // In runs without a check per value, which the compiler vectorises.
+            let (run, rest) = values.split_at_mut(values.len().min(STATE - self.used));
+            for (value, &word) in run.iter_mut().zip(&self.state[self.used..]) {
+                *value = (temper(word) & 0x00ff_ffff) as f32 * SCALE;
+            }
+            self.used += run.len();
+            values = rest;
         }
     }
 
@@ -116,12 +125,9 @@ impl TorchGenerator {
         if self.used == STATE {
             self.regenerate();
         }
-        let mut word = self.state[self.used];
+        let word = temper(self.state[self.used]);
         self.used += 1;
-        word ^= word >> 11;
-        word ^= (word << 7) & 0x9d2c_5680;
-        word ^= (word << 15) & 0xefc6_0000;
-        word ^ (word >> 18)
+        word
     }
 
     fn skip(&mut self, mut n: usize) {
@@ -150,4 +156,12 @@ impl TorchGenerator {
         state[STATE - 1] = state[SHIFT - 1] ^ twist(state[STATE - 1], state[0]);
         self.used = 0;
     }
+}
+
+/// The output of a word of the state.
+fn temper(mut word: u32) -> u32 {
+    word ^= word >> 11;
+    word ^= (word << 7) & 0x9d2c_5680;
+    word ^= (word << 15) & 0xefc6_0000;
+    word ^ (word >> 18)
 }

@@ -80,7 +80,7 @@ impl UniPc {
             // A run of one step has no second evaluation to correct with; it takes the first-order step.
             order: ORDER.min(steps.saturating_sub(1)).max(1),
             index: 0,
-            latent: scaled(scale, &latent, &[])?,
+            latent: scaled(scale, latent, &[])?,
             evaluations: VecDeque::with_capacity(ORDER),
             prediction: None,
         };
