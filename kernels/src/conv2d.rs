@@ -2,6 +2,7 @@
 
 use candle_core::{Result, Tensor, bail};
 
+use crate::Precision;
 use crate::cpu::gemm::{self, Dense, Im2col, Problem, with_kernel};
 use crate::cpu::isa::Isa;
 use crate::cpu::tensors::{self, with_elements};
@@ -66,6 +67,20 @@ pub fn conv2d(
     bias: Option<&Tensor>,
     geometry: Conv2dGeometry,
 ) -> Result<Tensor> {
+    conv2d_at(x, weight, bias, geometry, Precision::Full)
+}
+
+/// [`conv2d`], with products formed at `precision`.
+///
+/// # Errors
+/// As [`conv2d`].
+pub fn conv2d_at(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    geometry: Conv2dGeometry,
+    precision: Precision,
+) -> Result<Tensor> {
     let (_, h, w, channels) = x.dims4()?;
     let (out, kh, kw, inner) = weight.dims4()?;
     if channels != inner || bias.is_some_and(|b| b.dims() != [out]) {
@@ -81,11 +96,12 @@ pub fn conv2d(
     if !tensors::takes_activation(x) || !tensors::takes_weight(weight) {
         return reference::conv2d(x, weight, bias, geometry);
     }
-    on_cpu(Isa::detect(), x, weight, bias, geometry)
+    on_cpu(Isa::detect(), precision, x, weight, bias, geometry)
 }
 
 fn on_cpu(
     isa: Isa,
+    precision: Precision,
     x: &Tensor,
     weight: &Tensor,
     bias: Option<&Tensor>,
@@ -106,7 +122,9 @@ fn on_cpu(
     let w = tensors::elements(&w_storage, w_layout)?;
     let zeros = vec![0f32; channels];
     let pointwise = kh == 1 && kernel_width == 1 && geometry.stride == 1 && p == Padding::all(0);
+    // Winograd's transforms would magnify what rounding to `bf16` loses.
     let winograd_fits = (kh, kernel_width, geometry.stride) == (3, 3, 1)
+        && !gemm::takes_bf16(precision, m, n, depth)
         && winograd::pays(b, out_height, out_width, channels, n);
     // SAFETY: the kernel is one the machine has; sizes were checked by the caller; every element of `C` is
     // written.
@@ -127,14 +145,14 @@ fn on_cpu(
                 if pointwise {
                     let a = Dense { elements: picture, width: depth };
                     let problem = Problem { m, n, depth, a, w, bias: bias.as_deref() };
-                    with_kernel!(isa, K => gemm::multiply::<K, _, _>(&problem, c));
+                    gemm::solve(isa, precision, &problem, c);
                 } else {
                     let a = Im2col {
                         picture, height, width, channels, out_height, out_width, kernel_width, geometry,
                         zeros: &zeros,
                     };
                     let problem = Problem { m, n, depth, a, w, bias: bias.as_deref() };
-                    with_kernel!(isa, K => gemm::multiply::<K, _, _>(&problem, c));
+                    gemm::solve(isa, precision, &problem, c);
                 }
             });
             Ok(())
@@ -167,7 +185,7 @@ mod tests {
             let geometry = Conv2dGeometry { stride, padding };
             let slow = reference::conv2d(&x, &weight, None, geometry).unwrap();
             for isa in Isa::available() {
-                let fast = on_cpu(isa, &x, &weight, None, geometry).unwrap();
+                let fast = on_cpu(isa, Precision::Full, &x, &weight, None, geometry).unwrap();
                 let error = worst(&fast, &slow);
                 // The bound for Winograd, which the wider two take.
                 assert!(error < 3e-5, "{isa:?} {channels}->{out} stride {stride}: {error:e}");

@@ -8,7 +8,7 @@
 //! - Activations are channels-last: pictures are `[batch, height, width, channels]`, token sequences are
 //!   `[batch, tokens, channels]`, so going from one to the other is a reshape and never a copy.
 //! - Activations are `f32` on the CPU. Weights stay in the type they are stored in (`f32`, `f16` or `bf16`)
-//!   and are widened a tile at a time.
+//!   and are widened a tile at a time. [`linear_at`] and [`conv2d_at`] round both to `bf16` on request.
 //! - Convolution weights are `[out, kernel_h, kernel_w, in]`, linear weights `[out, in]`.
 
 mod activation;
@@ -19,15 +19,17 @@ mod geglu;
 mod group_norm;
 mod layer_norm;
 mod linear;
+mod precision;
 pub mod reference;
 mod upsample;
 
 pub use activation::{Activation, activate};
 pub use attention::{AttentionMask, attention};
 pub use candle_core::{Error, Result};
-pub use conv2d::{Conv2dGeometry, Padding, conv2d};
+pub use conv2d::{Conv2dGeometry, Padding, conv2d, conv2d_at};
 pub use geglu::geglu;
 pub use group_norm::group_norm;
 pub use layer_norm::layer_norm;
-pub use linear::linear;
+pub use linear::{linear, linear_at};
+pub use precision::{Precision, bf16_is_accelerated};
 pub use upsample::upsample_nearest_2x;

@@ -2,7 +2,8 @@
 
 use candle_core::{Result, Tensor, bail};
 
-use crate::cpu::gemm::{self, Dense, Problem, with_kernel};
+use crate::Precision;
+use crate::cpu::gemm::{self, Dense, Problem};
 use crate::cpu::isa::Isa;
 use crate::cpu::tensors::{self, with_elements};
 use crate::reference;
@@ -12,6 +13,14 @@ use crate::reference;
 /// # Errors
 /// When the shapes do not fit each other or a dimension is zero.
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    linear_at(x, weight, bias, Precision::Full)
+}
+
+/// [`linear`], with products formed at `precision`.
+///
+/// # Errors
+/// As [`linear`].
+pub fn linear_at(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, precision: Precision) -> Result<Tensor> {
     let (out, inner) = weight.dims2()?;
     if x.dims().last() != Some(&inner) || bias.is_some_and(|b| b.dims() != [out]) {
         let bias = bias.map(Tensor::shape);
@@ -23,10 +32,16 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
     if !tensors::takes_activation(x) || !tensors::takes_weight(weight) {
         return reference::linear(x, weight, bias);
     }
-    on_cpu(Isa::detect(), x, weight, bias)
+    on_cpu(Isa::detect(), precision, x, weight, bias)
 }
 
-fn on_cpu(isa: Isa, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+fn on_cpu(
+    isa: Isa,
+    precision: Precision,
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+) -> Result<Tensor> {
     let (x, weight) = (x.contiguous()?, weight.contiguous()?);
     let (n, depth) = weight.dims2()?;
     let m = x.elem_count() / depth;
@@ -46,7 +61,7 @@ fn on_cpu(isa: Isa, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Resul
             with_elements!(w, w => {
                 let w = Dense { elements: w, width: depth };
                 let problem = Problem { m, n, depth, a, w, bias: bias.as_deref() };
-                with_kernel!(isa, K => gemm::multiply::<K, _, _>(&problem, c));
+                gemm::solve(isa, precision, &problem, c);
             });
             Ok(())
         })
@@ -78,7 +93,7 @@ mod tests {
                 let weight = random(&[out, inner]).to_dtype(dtype).unwrap();
                 let slow = reference::linear(&x, &weight, Some(&bias)).unwrap();
                 for isa in Isa::available() {
-                    let fast = on_cpu(isa, &x, &weight, Some(&bias)).unwrap();
+                    let fast = on_cpu(isa, Precision::Full, &x, &weight, Some(&bias)).unwrap();
                     let error = worst(&fast, &slow);
                     // Sums of at most 700 terms, rounded in another order.
                     assert!(error < 1e-5, "{isa:?} {rows}x{inner}x{out} {dtype:?}: {error:e}");

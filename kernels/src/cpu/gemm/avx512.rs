@@ -119,7 +119,7 @@ unsafe fn pack<E: Element>(rows: &[*const E], len: usize, panel: *mut f32, strid
 /// Transposes sixteen rows of sixteen.
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq")]
-fn transpose(r: [__m512; 16]) -> [__m512; 16] {
+pub(super) fn transpose(r: [__m512; 16]) -> [__m512; 16] {
     let mut t = [_mm512_setzero_ps(); 16];
     for i in 0..8 {
         t[2 * i] = _mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]);

@@ -30,7 +30,7 @@ pub(crate) struct Problem<'a, A, W> {
 }
 
 /// Splits `len` into the fewest parts of at most `most`, of nearly equal size, rounded up to `unit`.
-fn part(len: usize, most: usize, unit: usize) -> usize {
+pub(super) fn part(len: usize, most: usize, unit: usize) -> usize {
     len.div_ceil(len.div_ceil(most)).next_multiple_of(unit)
 }
 
@@ -71,13 +71,13 @@ pub(crate) unsafe fn multiply<K: Kernel, A: PanelSource, W: PanelSource>(
 }
 
 /// The part of a problem that is packed at one time.
-struct Slice {
-    row: usize,
-    rows: usize,
-    col: usize,
-    cols: usize,
-    k: usize,
-    depth: usize,
+pub(super) struct Slice {
+    pub(super) row: usize,
+    pub(super) rows: usize,
+    pub(super) col: usize,
+    pub(super) cols: usize,
+    pub(super) k: usize,
+    pub(super) depth: usize,
 }
 
 unsafe fn pack<K: Kernel, A: PanelSource, W: PanelSource>(
@@ -110,10 +110,13 @@ unsafe fn pack<K: Kernel, A: PanelSource, W: PanelSource>(
     });
 }
 
-/// Panels of `A` and of `B` that one task multiplies: enough tasks for all threads, each with few enough
-/// rows that its part of `A` stays in the second-level cache.
-fn task_shape(a_panels: usize, b_panels: usize) -> (usize, usize) {
-    let (mut tall, mut wide) = (a_panels.min(8), b_panels.min(20));
+/// The most panels of `A` and of `B` that one task multiplies: few enough rows that its part of `A` stays in
+/// the second-level cache.
+const TASK_PANELS: (usize, usize) = (8, 20);
+
+/// Panels of `A` and of `B` that one task multiplies: at most `most`, and enough tasks for all threads.
+pub(super) fn task_shape(a_panels: usize, b_panels: usize, most: (usize, usize)) -> (usize, usize) {
+    let (mut tall, mut wide) = (a_panels.min(most.0), b_panels.min(most.1));
     let wanted = 8 * rayon::current_num_threads();
     while a_panels.div_ceil(tall) * b_panels.div_ceil(wide) < wanted && tall * wide > 8 {
         if wide >= tall {
@@ -133,7 +136,7 @@ unsafe fn compute<K: Kernel, A: PanelSource, W: PanelSource>(
     c: Shared<'_, f32>,
 ) {
     let (a_panels, b_panels) = (slice.rows.div_ceil(K::MR), slice.cols.div_ceil(K::NR));
-    let (tall, wide) = task_shape(a_panels, b_panels);
+    let (tall, wide) = task_shape(a_panels, b_panels, TASK_PANELS);
     let down = a_panels.div_ceil(tall);
     parallel::for_each(down * b_panels.div_ceil(wide), |task| {
         let (i, j) = (task % down, task / down);

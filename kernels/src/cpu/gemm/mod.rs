@@ -4,6 +4,8 @@
 //! register-blocked kernel walks linearly. Packing is where weights are widened to `f32` and where a picture
 //! is read as its im2col matrix, so neither ever exists as a whole.
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -20,7 +22,9 @@ pub(crate) use driver::{Problem, multiply};
 pub(crate) use pack::{Dense, Im2col, PanelSource};
 pub(crate) use portable::{Portable, multiply_add};
 
+use crate::Precision;
 use crate::cpu::element::Element;
+use crate::cpu::isa::Isa;
 
 /// Where a kernel's tile goes and what it starts from.
 #[derive(Debug, Clone, Copy)]
@@ -80,6 +84,47 @@ macro_rules! with_kernel {
     };
 }
 pub(crate) use with_kernel;
+
+/// Whether this machine multiplies `bf16` faster than `f32`.
+pub(crate) fn has_bf16() -> bool {
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    let available = amx::available();
+    #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+    let available = false;
+    available
+}
+
+/// Whether products `[m, depth] · [n, depth]ᵀ` at `precision` are formed in `bf16`.
+pub(crate) fn takes_bf16(precision: Precision, m: usize, n: usize, depth: usize) -> bool {
+    precision == Precision::Bf16 && m >= BF16_ROWS && n >= BF16_COLUMNS && depth >= BF16_DEPTH && has_bf16()
+}
+
+/// The fewest rows that repay the packing of the weights.
+const BF16_ROWS: usize = 16;
+/// The fewest columns and the least depth that fill enough of a tile.
+const BF16_COLUMNS: usize = 4;
+const BF16_DEPTH: usize = 32;
+
+/// Solves `problem` into `c` at `precision`.
+///
+/// # Safety
+/// `isa` is one the machine has; otherwise as for [`multiply`].
+pub(crate) unsafe fn solve<A: PanelSource, W: PanelSource>(
+    isa: Isa,
+    precision: Precision,
+    problem: &Problem<'_, A, W>,
+    c: *mut f32,
+) {
+    // SAFETY: the caller's promises are the ones asked for; AMX is there where `bf16` is taken.
+    unsafe {
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        if takes_bf16(precision, problem.m, problem.n, problem.depth) {
+            amx::multiply(problem, c);
+            return;
+        }
+        with_kernel!(isa, K => multiply::<K, _, _>(problem, c));
+    }
+}
 
 /// Calls `$function::<ROWS>` with the constant equal to the run-time `$rows`.
 macro_rules! with_rows {

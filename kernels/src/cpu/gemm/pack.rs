@@ -11,12 +11,38 @@ const MAX_PANEL: usize = 32;
 
 /// A matrix that is read a panel at a time.
 pub(crate) trait PanelSource: Sync {
+    /// The type of the elements.
+    type Element: Element;
+
+    /// Gives `visit` the part `rows` (at most [`MAX_PANEL`] of them) × `depth`, cut so that each row is
+    /// contiguous: where each row starts, the first column as counted from `depth.start`, and how many.
+    ///
+    /// # Safety
+    /// The ranges lie inside the matrix.
+    unsafe fn runs(
+        &self,
+        rows: Range<usize>,
+        depth: Range<usize>,
+        visit: impl FnMut(&[*const Self::Element], usize, usize),
+    );
+
     /// Packs `rows` (at most `stride` of them) × `depth` as [`Kernel::pack`] does.
     ///
     /// # Safety
     /// The CPU has the kernel's instructions, the ranges lie inside the matrix, and the panel holds
     /// `depth.len() · stride` floats, `stride` being the kernel's `MR` or `NR`.
-    unsafe fn pack<K: Kernel>(&self, rows: Range<usize>, depth: Range<usize>, panel: *mut f32, stride: usize);
+    unsafe fn pack<K: Kernel>(
+        &self,
+        rows: Range<usize>,
+        depth: Range<usize>,
+        panel: *mut f32,
+        stride: usize,
+    ) {
+        // SAFETY: each start has `len` elements behind it; the panel has room for the depth.
+        unsafe {
+            self.runs(rows, depth, |starts, at, len| K::pack(starts, len, panel.add(at * stride), stride));
+        }
+    }
 }
 
 /// A row-major matrix.
@@ -29,20 +55,20 @@ pub(crate) struct Dense<'a, E> {
 }
 
 impl<E: Element> PanelSource for Dense<'_, E> {
-    unsafe fn pack<K: Kernel>(
+    type Element = E;
+
+    unsafe fn runs(
         &self,
         rows: Range<usize>,
         depth: Range<usize>,
-        panel: *mut f32,
-        stride: usize,
+        mut visit: impl FnMut(&[*const E], usize, usize),
     ) {
         let mut starts = [std::ptr::null(); MAX_PANEL];
         let count = rows.len();
         for (start, row) in starts.iter_mut().zip(rows) {
             *start = self.elements[row * self.width + depth.start..].as_ptr();
         }
-        // SAFETY: the rows lie inside the matrix; the rest is the caller's promise.
-        unsafe { K::pack(&starts[..count], depth.len(), panel, stride) }
+        visit(&starts[..count], 0, depth.len());
     }
 }
 
@@ -71,12 +97,13 @@ pub(crate) struct Im2col<'a> {
 }
 
 impl PanelSource for Im2col<'_> {
-    unsafe fn pack<K: Kernel>(
+    type Element = f32;
+
+    unsafe fn runs(
         &self,
         rows: Range<usize>,
         depth: Range<usize>,
-        panel: *mut f32,
-        stride: usize,
+        mut visit: impl FnMut(&[*const f32], usize, usize),
     ) {
         let count = rows.len();
         let mut corners = [(0usize, 0usize, 0usize); MAX_PANEL];
@@ -87,7 +114,6 @@ impl PanelSource for Im2col<'_> {
         }
         let mut starts = [std::ptr::null(); MAX_PANEL];
         let mut at = depth.start;
-        let mut panel = panel;
         while at < depth.end {
             let (tap, channel) = (at / self.channels, at % self.channels);
             let (ky, kx) = (tap / self.kernel_width, tap % self.kernel_width);
@@ -102,11 +128,8 @@ impl PanelSource for Im2col<'_> {
                     _ => self.zeros.as_ptr(),
                 };
             }
-            // SAFETY: each start has `len <= channels` elements behind it; the panel has room for the depth.
-            unsafe {
-                K::pack(&starts[..count], len, panel, stride);
-                panel = panel.add(len * stride);
-            }
+            // Each start has `len <= channels` elements behind it, the zeros too.
+            visit(&starts[..count], at - depth.start, len);
             at += len;
         }
     }
