@@ -41,6 +41,9 @@ pub struct Conv2dGeometry {
 /// The most zeros on one side: far beyond any network, far below where sizes could overflow.
 const MAX_PADDING: usize = 1 << 16;
 
+/// The fewest input channels that are worth [`Precision::Bf16`]: what one tile holds.
+const BF16_CHANNELS: usize = 32;
+
 impl Conv2dGeometry {
     /// Height and width of the output; `None` when the kernel does not fit the padded picture, the stride is
     /// zero or the padding absurd.
@@ -121,6 +124,8 @@ fn on_cpu(
     let picture = tensors::floats(&x_storage, x_layout)?;
     let w = tensors::elements(&w_storage, w_layout)?;
     let zeros = vec![0f32; channels];
+    // Rounding gains nothing where a picture is packed a few channels at a time.
+    let precision = if channels < BF16_CHANNELS { Precision::Full } else { precision };
     let pointwise = kh == 1 && kernel_width == 1 && geometry.stride == 1 && p == Padding::all(0);
     // Winograd's transforms would magnify what rounding to `bf16` loses.
     let winograd_fits = (kh, kernel_width, geometry.stride) == (3, 3, 1)

@@ -85,6 +85,14 @@ fn a_linear_layer_of_one_row_is_computed_in_full() {
 }
 
 #[test]
+fn a_convolution_of_few_channels_is_computed_in_full() {
+    let (x, weight) = (random(1, &[1, 24, 24, 4]), random(2, &[64, 3, 3, 4]));
+    let geometry = Conv2dGeometry { stride: 1, padding: Padding::all(1) };
+    let got = conv2d_at(&x, &weight, None, geometry, Precision::Bf16).unwrap();
+    assert_bits(&got, &conv2d(&x, &weight, None, geometry).unwrap());
+}
+
+#[test]
 fn the_layers_of_the_networks_stay_within_the_tolerances() {
     for (rows, inner, out) in [(512, 1280, 1280), (154, 2048, 640), (257, 5120, 160)] {
         let (x, bias) = (random(1, &[rows, inner]), random(3, &[out]));
@@ -96,7 +104,7 @@ fn the_layers_of_the_networks_stay_within_the_tolerances() {
             &reference::linear(&x, &weight, Some(&bias)).unwrap(),
         );
     }
-    for (side, channels, out) in [(16, 1280, 64), (64, 320, 4), (64, 4, 320), (33, 320, 96)] {
+    for (side, channels, out) in [(16, 1280, 64), (64, 320, 4), (33, 320, 96)] {
         let (x, bias) = (random(4, &[2, side, side, channels]), random(6, &[out]));
         let weight = random(5, &[out, 3, 3, channels]).to_dtype(DType::F16).unwrap();
         let geometry = Conv2dGeometry { stride: 1, padding: Padding::all(1) };

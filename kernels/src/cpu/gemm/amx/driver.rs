@@ -1,11 +1,12 @@
 //! The loops around the tiles: slices of both matrices are packed by all threads, then multiplied by all.
 
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 use super::super::driver::{Slice, part, task_shape};
-use super::super::{PanelSource, Problem, Tile};
+use super::super::{PanelSource, Problem};
 use super::pack::{pack_a, pack_b};
-use super::tiles::{BLOCK, PANEL_STEP, SIDE, STEP, Tiles};
+use super::tiles::{BLOCK, PANEL_STEP, SIDE, STEP, TILE, Tiles};
 use crate::cpu::parallel::{self, Shared};
 use crate::cpu::scratch;
 
@@ -17,9 +18,9 @@ const STEPS: usize = 16;
 const ROWS: usize = 2048;
 /// Columns of `B` packed at once.
 const COLUMNS: usize = 2560;
-/// The most panels of `A` and of `B` that one task multiplies: its part of `A` and its sums stay in the
-/// second-level cache.
-const TASK_PANELS: (usize, usize) = (8, 4);
+/// The most panels of `A` and of `B` that one task multiplies: its part of `A` and its sums (640 KiB) stay in
+/// the second-level cache.
+const TASK_PANELS: (usize, usize) = (8, 20);
 
 /// Solves `problem` into `c`, with `A` and `W` rounded to `bf16`.
 ///
@@ -103,79 +104,71 @@ unsafe fn compute<A: PanelSource, W: PanelSource>(
     let down = a_panels.div_ceil(tall);
     let steps = slice.depth.div_ceil(STEP);
     let at_once = part(steps, STEPS, 1);
-    // Sums that are finished at once need only one place.
-    let kept = if at_once < steps { tall * wide } else { 1 };
     parallel::for_each(down * b_panels.div_ceil(wide), |task| {
         let (i, j) = (task % down * tall, task / down * wide);
-        scratch::with(kept * BLOCK, |sums| {
+        scratch::with(tall * wide * BLOCK, |sums| {
             // SAFETY: AMX is available, and tasks do not nest.
             let tiles = unsafe { Tiles::configure() };
+            let (rows, cols) = (i..(i + tall).min(a_panels), j..(j + wide).min(b_panels));
             for step in (0..steps).step_by(at_once) {
                 let count = at_once.min(steps - step);
-                for jr in j..(j + wide).min(b_panels) {
-                    for ir in i..(i + tall).min(a_panels) {
-                        let place = ((jr - j) * tall + (ir - i)) % kept;
+                for jr in cols.clone() {
+                    for ir in rows.clone() {
+                        let place = (jr - j) * tall + (ir - i);
                         let sums = &mut sums[place * BLOCK..][..BLOCK];
-                        // SAFETY: the panels are packed, `steps` steps each; the sums are a block. The tile
-                        // lies inside `C` and belongs to this task alone.
+                        // SAFETY: the panels are packed, `steps` steps each; the sums are a block.
                         unsafe {
                             let a = a.get().add((ir * steps + step) * PANEL_STEP);
                             let b = b.get().add((jr * steps + step) * PANEL_STEP);
                             tiles.multiply(a, b, count, step > 0, sums.as_mut_ptr());
-                            if step + count == steps {
-                                store(problem, slice, ir * SIDE, jr * SIDE, sums, c.get());
-                            }
                         }
                     }
                 }
             }
+            drop(tiles);
+            let block = Block { rows, cols, tall };
+            // SAFETY: the sums are complete; the block lies inside `C` and belongs to this task alone.
+            unsafe { store(problem, slice, &block, sums, c.get()) };
         });
     });
 }
 
-/// Brings the block whose first row and column in the slice are `first_row` and `first_col` to `c`.
-unsafe fn store<A, W>(
-    problem: &Problem<'_, A, W>,
-    slice: &Slice,
-    first_row: usize,
-    first_col: usize,
-    sums: &[f32],
-    c: *mut f32,
-) {
-    let (row, col) = (slice.row + first_row, slice.col + first_col);
-    let bias = match problem.bias {
-        Some(bias) if slice.k == 0 => bias[col..].as_ptr(),
-        _ => std::ptr::null(),
-    };
-    // SAFETY: the caller's promises are the ones asked for.
-    unsafe {
-        let tile = Tile { c: c.add(row * problem.n + col), ldc: problem.n, accumulate: slice.k > 0, bias };
-        finish(sums, SIDE.min(slice.rows - first_row), SIDE.min(slice.cols - first_col), tile);
-    }
+/// The panels of both matrices whose products a task sums.
+struct Block {
+    rows: Range<usize>,
+    cols: Range<usize>,
+    /// Blocks of sums from one panel of `W` to the next.
+    tall: usize,
 }
 
-/// Writes `rows` × `cols` of a block to `tile`.
+/// Brings a task's sums to `C`, row by row, so that its memory is written in long runs.
+///
+/// # Safety
+/// The CPU has the instructions; the block lies inside the slice and `C`, which nobody else touches there.
 #[target_feature(enable = "avx512f")]
-unsafe fn finish(sums: &[f32], rows: usize, cols: usize, tile: Tile) {
-    for half in 0..cols.div_ceil(16) {
-        let first = half * 16;
-        let mask = if cols - first >= 16 { !0 } else { (1u16 << (cols - first)) - 1 };
-        let bias = if tile.bias.is_null() {
-            _mm512_setzero_ps()
-        } else {
-            // SAFETY: the mask keeps to the tile's columns, and so to the bias.
-            unsafe { _mm512_maskz_loadu_ps(mask, tile.bias.add(first)) }
-        };
-        for row in 0..rows {
-            // SAFETY: as above; a block has 32 rows.
+unsafe fn store<A, W>(problem: &Problem<'_, A, W>, slice: &Slice, block: &Block, sums: &[f32], c: *mut f32) {
+    let first_col = block.cols.start * SIDE;
+    let cols = (block.cols.end * SIDE).min(slice.cols) - first_col;
+    let col = slice.col + first_col;
+    let bias = problem.bias.filter(|_| slice.k == 0).map(|bias| &bias[col..][..cols]);
+    for row in block.rows.start * SIDE..(block.rows.end * SIDE).min(slice.rows) {
+        let (panel, in_panel) = (row / SIDE - block.rows.start, row % SIDE);
+        let in_block = in_panel / 16 * 2 * TILE + in_panel % 16 * 16;
+        for at in (0..cols).step_by(16) {
+            let mask = if cols - at >= 16 { !0 } else { (1u16 << (cols - at)) - 1 };
+            let place = at / SIDE * block.tall + panel;
+            let from = sums[place * BLOCK + in_block + at % SIDE / 16 * TILE..][..16].as_ptr();
+            // SAFETY: sixteen sums are there; the mask keeps to the block's columns, in `C` and in the bias.
             unsafe {
-                let block = sums.as_ptr().add((row / 16 * 2 + half) * 256 + row % 16 * 16);
-                let c = tile.c.add(row * tile.ldc + first);
-                let mut sum = _mm512_add_ps(_mm512_loadu_ps(block), bias);
-                if tile.accumulate {
-                    sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, c));
+                let to = c.add((slice.row + row) * problem.n + col + at);
+                let mut sum = _mm512_load_ps(from);
+                if let Some(bias) = bias {
+                    sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, bias.as_ptr().add(at)));
                 }
-                _mm512_mask_storeu_ps(c, mask, sum);
+                if slice.k > 0 {
+                    sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, to));
+                }
+                _mm512_mask_storeu_ps(to, mask, sum);
             }
         }
     }

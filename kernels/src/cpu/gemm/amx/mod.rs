@@ -28,18 +28,22 @@ pub(crate) fn available() -> bool {
 }
 
 /// Whether the CPU has tiles and multiplies `bf16` with them.
+#[allow(unused_unsafe, reason = "`cpuid` is a safe function in newer compilers")]
 fn has_tiles() -> bool {
     const AMX_BF16: u32 = 1 << 22;
     const AMX_TILE: u32 = 1 << 24;
-    __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & (AMX_BF16 | AMX_TILE) == AMX_BF16 | AMX_TILE
+    // SAFETY: every 64-bit CPU has the instruction.
+    let features = unsafe { if __cpuid(0).eax >= 7 { __cpuid_count(7, 0).edx } else { 0 } };
+    features & (AMX_BF16 | AMX_TILE) == AMX_BF16 | AMX_TILE
 }
 
 /// Whether the operating system saves tiles when it switches threads.
+#[allow(unused_unsafe, reason = "as above")]
 fn tiles_are_saved() -> bool {
     const OSXSAVE: u32 = 1 << 27;
     const TILE_STATE: u64 = 1 << 17 | 1 << 18;
-    // SAFETY: `OSXSAVE` says that the instruction works.
-    __cpuid(1).ecx & OSXSAVE != 0 && unsafe { xcr0() } & TILE_STATE == TILE_STATE
+    // SAFETY: every 64-bit CPU has `cpuid`; `OSXSAVE` says that `xgetbv` works.
+    unsafe { __cpuid(1).ecx & OSXSAVE != 0 && xcr0() & TILE_STATE == TILE_STATE }
 }
 
 #[target_feature(enable = "xsave")]

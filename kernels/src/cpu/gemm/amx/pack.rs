@@ -10,6 +10,9 @@ use super::super::avx512::transpose;
 use super::tiles::{PANEL_STEP, STEP, TILE};
 use crate::cpu::element::Element;
 
+/// How many columns ahead rows are fetched: 32 rows are more streams than the hardware follows.
+const AHEAD: usize = 256;
+
 /// Bits `from..to`.
 fn bits(from: usize, to: usize) -> u32 {
     ((1u64 << to) - (1u64 << from)) as u32
@@ -41,6 +44,8 @@ pub(super) unsafe fn pack_a<E: Element>(
             let tiles = panel.add(step * PANEL_STEP).cast::<i16>();
             for (i, row) in rows.iter().enumerate() {
                 let source = row.wrapping_add(from - at).wrapping_sub(low);
+                _mm_prefetch::<_MM_HINT_T0>(source.wrapping_add(AHEAD).cast());
+                _mm_prefetch::<_MM_HINT_T0>(source.wrapping_add(AHEAD + 16).cast());
                 _mm512_mask_storeu_epi16(tiles.add(i * STEP), stored, E::round32(source, read));
             }
         }
@@ -60,7 +65,10 @@ pub(super) unsafe fn pack_b<E: Element>(rows: &[*const E], depth: usize, panel: 
             let mut block = [_mm512_setzero_ps(); 16];
             for (vector, row) in block.iter_mut().zip(rows) {
                 // SAFETY: the mask ends where the row does.
-                *vector = _mm512_castsi512_ps(unsafe { E::round32(row.wrapping_add(from), read) });
+                unsafe {
+                    _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(from + AHEAD).cast());
+                    *vector = _mm512_castsi512_ps(E::round32(row.wrapping_add(from), read));
+                }
             }
             for (pair, vector) in transpose(block).iter().enumerate() {
                 // SAFETY: the step is one of the panel's, the pair one of the tile's sixteen.
