@@ -10,4 +10,5 @@ pub mod unet;
 pub mod vae;
 pub mod weights;
 
+pub use darkroom_kernels::{Precision, bf16_is_accelerated};
 pub use fields::ConfigError;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor};
+use darkroom_models::Precision;
 use darkroom_models::checkpoint::{Checkpoint, Component, ModelKind, PredictionType};
 use darkroom_models::clip::{ClipTextConfig, ClipTextEncoder, HiddenLayer};
 use darkroom_models::tokenizer::ClipTokenizer;
@@ -55,8 +56,18 @@ pub struct StepReport<'a> {
 const DEFAULT_ACTIVATION_BUDGET: usize = 6 << 30;
 
 impl Pipeline {
-    /// Builds the networks of an opened checkpoint. Every tensor of every part must be used.
+    /// Builds the networks of an opened checkpoint in full precision. Every tensor of every part must be used.
     pub fn load(checkpoint: &Checkpoint, device: &Device) -> Result<Self, PipelineError> {
+        Self::load_at(checkpoint, device, Precision::Full)
+    }
+
+    /// The same with the UNet and the VAE at `precision`. The text encoders always compute in full: they take a
+    /// small part of the time and everything else hangs on them.
+    pub fn load_at(
+        checkpoint: &Checkpoint,
+        device: &Device,
+        precision: Precision,
+    ) -> Result<Self, PipelineError> {
         if checkpoint.prediction.zero_terminal_snr {
             return Err(PipelineError::ZeroTerminalSnr { origin: checkpoint.origin.clone() });
         }
@@ -72,11 +83,11 @@ impl Pipeline {
         let clip_l = text_encoder(&checkpoint.clip_l)?;
         let clip_g = checkpoint.clip_g.as_ref().map(text_encoder).transpose()?;
         let part = &checkpoint.vae;
-        let vae = AutoencoderKl::load(&part.config, &part.weights)?;
+        let vae = AutoencoderKl::load(&part.config, &part.weights.at_precision(precision))?;
         part.weights.finish()?;
         let latent_scale = part.config.scaling_factor;
         let part = &checkpoint.unet;
-        let unet = UNet2DConditionModel::load(&part.config, &part.weights)?;
+        let unet = UNet2DConditionModel::load(&part.config, &part.weights.at_precision(precision))?;
         part.weights.finish()?;
         Ok(Self {
             kind: checkpoint.kind,

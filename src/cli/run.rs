@@ -5,12 +5,13 @@ use std::path::Path;
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
+use darkroom_models::bf16_is_accelerated;
 use darkroom_models::checkpoint::{Checkpoint, ModelKind};
 use darkroom_pipelines::prompt::{PromptError, PromptLimits};
 use darkroom_pipelines::{ImageRequest, Limits, Picture, Pipeline, PipelineError};
 use serde::Serialize;
 
-use super::args::SamplingArgs;
+use super::args::{PrecisionArg, SamplingArgs};
 use super::error::CommandError;
 use super::model::{Defaults, ModelRef};
 use super::progress::Progress;
@@ -79,7 +80,11 @@ impl Model {
                 Checkpoint::open(&path, &device).map_err(|e| unusable(&e.into()))?
             }
         };
-        let pipeline = Pipeline::load(&checkpoint, &device).map_err(|e| unusable(&e))?;
+        if args.precision == PrecisionArg::Bf16 && !bf16_is_accelerated() {
+            tracing::warn!("this CPU has no AMX: --precision bf16 computes in full precision");
+        }
+        let pipeline = Pipeline::load_at(&checkpoint, &device, args.precision.into());
+        let pipeline = pipeline.map_err(|e| unusable(&e))?;
         let pipeline = pipeline.with_limits(limits(args));
         timings.load_seconds = started.elapsed().as_secs_f64();
         tracing::info!(model = args.model, seconds = timings.load_seconds, "loaded");

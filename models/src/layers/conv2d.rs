@@ -1,7 +1,7 @@
 //! A convolution layer with its weight in the stored type, channels-last from the moment it is read.
 
 use candle_core::Tensor;
-use darkroom_kernels::{Conv2dGeometry, Padding, conv2d};
+use darkroom_kernels::{Conv2dGeometry, Padding, Precision, conv2d_at};
 
 use super::linear::load_bias;
 use crate::weights::{Weights, WeightsError};
@@ -12,6 +12,7 @@ pub(crate) struct Conv2d {
     weight: Tensor,
     bias: Tensor,
     geometry: Conv2dGeometry,
+    precision: Precision,
 }
 
 impl Conv2d {
@@ -36,11 +37,11 @@ impl Conv2d {
         geometry: Conv2dGeometry,
     ) -> Result<Self, WeightsError> {
         let weight = weights.take_conv("weight", [outputs, inputs, kernel, kernel])?;
-        Ok(Self { weight, bias: load_bias(weights, outputs)?, geometry })
+        Ok(Self { weight, bias: load_bias(weights, outputs)?, geometry, precision: weights.precision() })
     }
 
     /// `[b, h, w, inputs] -> [b, h', w', outputs]`.
     pub(crate) fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        conv2d(x, &self.weight, Some(&self.bias), self.geometry)
+        conv2d_at(x, &self.weight, Some(&self.bias), self.geometry, self.precision)
     }
 }

@@ -1,7 +1,7 @@
 //! A linear layer with its weight in the stored type.
 
 use candle_core::{DType, Tensor};
-use darkroom_kernels::linear;
+use darkroom_kernels::{Precision, linear_at};
 
 use crate::weights::{Weights, WeightsError};
 
@@ -10,6 +10,7 @@ use crate::weights::{Weights, WeightsError};
 pub(crate) struct Linear {
     weight: Tensor,
     bias: Option<Tensor>,
+    precision: Precision,
 }
 
 impl Linear {
@@ -26,7 +27,8 @@ impl Linear {
         inputs: usize,
         outputs: usize,
     ) -> Result<Self, WeightsError> {
-        Ok(Self { weight: weights.take("weight", &[outputs, inputs])?, bias: None })
+        let weight = weights.take("weight", &[outputs, inputs])?;
+        Ok(Self { weight, bias: None, precision: weights.precision() })
     }
 
     /// Takes a 1×1 convolution, `weight: [outputs, inputs, 1, 1]` and `bias: [outputs]`: on channels-last
@@ -37,12 +39,13 @@ impl Linear {
         outputs: usize,
     ) -> Result<Self, WeightsError> {
         let weight = weights.take("weight", &[outputs, inputs, 1, 1])?.reshape((outputs, inputs))?;
-        Ok(Self { weight, bias: Some(load_bias(weights, outputs)?) })
+        let bias = Some(load_bias(weights, outputs)?);
+        Ok(Self { weight, bias, precision: weights.precision() })
     }
 
     /// `[.., inputs] -> [.., outputs]`.
     pub(crate) fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        linear(x, &self.weight, self.bias.as_ref())
+        linear_at(x, &self.weight, self.bias.as_ref(), self.precision)
     }
 }
 

@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use candle_core::{Device, Tensor};
+use darkroom_kernels::Precision;
 
 use super::copy::Order;
 use super::{TensorInfo, WeightFile, WeightsError};
@@ -78,6 +79,7 @@ struct Shared {
 pub struct Weights {
     shared: Arc<Shared>,
     prefix: String,
+    precision: Precision,
 }
 
 impl std::fmt::Debug for Weights {
@@ -95,7 +97,7 @@ impl Weights {
     /// folder that errors speak of.
     pub fn new(origin: &str, tensors: BTreeMap<String, Stored>, device: &Device) -> Self {
         let shared = Shared { origin: origin.to_owned(), device: device.clone(), left: Mutex::new(tensors) };
-        Self { shared: Arc::new(shared), prefix: String::new() }
+        Self { shared: Arc::new(shared), prefix: String::new(), precision: Precision::Full }
     }
 
     /// All tensors of one file under their own names.
@@ -117,7 +119,17 @@ impl Weights {
     pub fn scope(&self, segment: impl Display) -> Self {
         let prefix =
             if self.prefix.is_empty() { segment.to_string() } else { format!("{}.{segment}", self.prefix) };
-        Self { shared: self.shared.clone(), prefix }
+        Self { shared: self.shared.clone(), prefix, precision: self.precision }
+    }
+
+    /// The same view for a network whose linear layers and convolutions compute at `precision`.
+    pub fn at_precision(&self, precision: Precision) -> Self {
+        Self { precision, ..self.clone() }
+    }
+
+    /// How precisely a network that loads from here is to compute.
+    pub fn precision(&self) -> Precision {
+        self.precision
     }
 
     fn full(&self, name: &str) -> String {
