@@ -22,7 +22,7 @@ pub(crate) trait Element: Copy + Send + Sync + 'static {
     ///
     /// # Safety
     /// AVX-512 F, BW, VL and BF16 are present; the elements selected by `mask` are readable.
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
     unsafe fn round32(from: *const Self, mask: u32) -> __m512i {
@@ -80,7 +80,7 @@ impl Element for bf16 {
         _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(narrow)))
     }
 
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
     unsafe fn round32(from: *const Self, mask: u32) -> __m512i {

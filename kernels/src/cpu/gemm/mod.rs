@@ -122,6 +122,8 @@ pub(crate) unsafe fn solve<A: PanelSource, W: PanelSource>(
             amx::multiply(problem, c);
             return;
         }
+        #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+        let _ = precision;
         with_kernel!(isa, K => multiply::<K, _, _>(problem, c));
     }
 }
