@@ -129,7 +129,7 @@ fn on_cpu(
     let pointwise = kh == 1 && kernel_width == 1 && geometry.stride == 1 && p == Padding::all(0);
     // Winograd's transforms would magnify what rounding to `bf16` loses.
     let winograd_fits = (kh, kernel_width, geometry.stride) == (3, 3, 1)
-        && !gemm::takes_bf16(precision, m, n, depth)
+        && !gemm::takes_bf16(precision, n, depth)
         && winograd::pays(b, out_height, out_width, channels, n);
     // SAFETY: the kernel is one the machine has; sizes were checked by the caller; every element of `C` is
     // written.

@@ -2,7 +2,7 @@
 //! convolutions, in the UNet with the time embedding added between them.
 
 use candle_core::Tensor;
-use darkroom_kernels::Activation;
+use darkroom_kernels::{Activation, Precision};
 
 use super::{Conv2d, GroupNorm, Linear};
 use crate::weights::{Weights, WeightsError};
@@ -34,7 +34,11 @@ impl ResnetBlock {
             norm1: norm("norm1", inputs)?,
             conv1: Conv2d::load(&weights.scope("conv1"), inputs, outputs, 3)?,
             time: time_embedding
-                .map(|width| Linear::load(&weights.scope("time_emb_proj"), width, outputs))
+                .map(|width| {
+                    // A row a picture: rounding it would cost precision and save no time.
+                    let scope = weights.scope("time_emb_proj").at_precision(Precision::Full);
+                    Linear::load(&scope, width, outputs)
+                })
                 .transpose()?,
             norm2: norm("norm2", outputs)?,
             conv2: Conv2d::load(&weights.scope("conv2"), outputs, outputs, 3)?,

@@ -1,7 +1,7 @@
 //! Everything but the latent that steers a forward pass: noise level, prompt, pooled prompt and sizes.
 
 use candle_core::{D, DType, Device, Tensor, bail};
-use darkroom_kernels::{Activation, AttentionMask, activate};
+use darkroom_kernels::{Activation, AttentionMask, Precision, activate};
 
 use super::{AdditionConfig, SIZE_IDS, UNetConfig};
 use crate::layers::{Linear, TwoLayerMlp};
@@ -58,7 +58,8 @@ impl ConditionEmbedding {
     pub(crate) fn load(config: &UNetConfig, weights: &Weights) -> Result<Self, WeightsError> {
         let (inputs, width) = (config.time_embed_dim() / 4, config.time_embed_dim());
         let mlp = |name, inputs| -> Result<_, WeightsError> {
-            let scope = weights.scope(name);
+            // A row a picture: rounding it would cost precision everywhere and save no time.
+            let scope = weights.scope(name).at_precision(Precision::Full);
             Ok(TwoLayerMlp {
                 first: Linear::load(&scope.scope("linear_1"), inputs, width)?,
                 activation: Activation::Silu,

@@ -94,13 +94,12 @@ pub(crate) fn has_bf16() -> bool {
     available
 }
 
-/// Whether products `[m, depth] · [n, depth]ᵀ` at `precision` are formed in `bf16`.
-pub(crate) fn takes_bf16(precision: Precision, m: usize, n: usize, depth: usize) -> bool {
-    precision == Precision::Bf16 && m >= BF16_ROWS && n >= BF16_COLUMNS && depth >= BF16_DEPTH && has_bf16()
+/// Whether products `[_, depth] · [n, depth]ᵀ` at `precision` are formed in `bf16`. The number of rows has no
+/// say, though few do not repay the packing: it grows with the batch, and a picture must not change with it.
+pub(crate) fn takes_bf16(precision: Precision, n: usize, depth: usize) -> bool {
+    precision == Precision::Bf16 && n >= BF16_COLUMNS && depth >= BF16_DEPTH && has_bf16()
 }
 
-/// The fewest rows that repay the packing of the weights.
-const BF16_ROWS: usize = 16;
 /// The fewest columns and the least depth that fill enough of a tile.
 const BF16_COLUMNS: usize = 4;
 const BF16_DEPTH: usize = 32;
@@ -118,7 +117,7 @@ pub(crate) unsafe fn solve<A: PanelSource, W: PanelSource>(
     // SAFETY: the caller's promises are the ones asked for; AMX is there where `bf16` is taken.
     unsafe {
         #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-        if takes_bf16(precision, problem.m, problem.n, problem.depth) {
+        if takes_bf16(precision, problem.n, problem.depth) {
             amx::multiply(problem, c);
             return;
         }
