@@ -2,9 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-mod common;
+mod program;
 
-use common::{darkroom, darkroom_with_input, difference, draw, largest_difference, open, source_picture};
+use program::{darkroom, darkroom_with_input, difference, draw, largest_difference, open, source_picture};
 use darkroom::picture::read_text_chunks;
 use image::{GrayImage, Luma, RgbImage, Rgba, RgbaImage};
 use safetensors::SafeTensors;

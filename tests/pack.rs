@@ -2,11 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-mod common;
+mod program;
 
 use std::path::Path;
 
-use common::{darkroom, largest_difference, open};
+use program::{darkroom, largest_difference, open};
 use darkroom::pack_json::PackJson;
 use darkroom::picture::read_text_chunks;
 use tempfile::TempDir;
@@ -15,7 +15,7 @@ const CHARACTER: &str = "1girl, blonde hair, blue eyes";
 /// A picture drawn in a batch may differ from one drawn alone by rounding: at most so many 8-bit levels.
 const BATCH_LEVELS: u8 = 1;
 
-fn pack(folder: &Path, more: &[&str]) -> common::Run {
+fn pack(folder: &Path, more: &[&str]) -> program::Run {
     let folder = folder.to_str().unwrap();
     let fixed = ["pack", "--character", CHARACTER, "--steps", "2", "--out", folder];
     darkroom(fixed.iter().chain(more))

@@ -3,11 +3,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-mod common;
+mod program;
 
 use std::path::{Path, PathBuf};
 
-use common::{Run, darkroom, darkroom_with_input};
+use program::{Run, darkroom, darkroom_with_input};
 use tempfile::TempDir;
 
 const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/tiny-sdxl.safetensors");
