@@ -4,9 +4,9 @@
 
 mod program;
 
-use program::{darkroom, darkroom_with_input, difference, draw, largest_difference, open, source_picture};
 use darkroom::picture::read_text_chunks;
 use image::{GrayImage, Luma, RgbImage, Rgba, RgbaImage};
+use program::{darkroom, darkroom_with_input, difference, draw, largest_difference, open, source_picture};
 use safetensors::SafeTensors;
 use tempfile::TempDir;
 

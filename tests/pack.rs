@@ -6,9 +6,9 @@ mod program;
 
 use std::path::Path;
 
-use program::{darkroom, largest_difference, open};
 use darkroom::pack_json::PackJson;
 use darkroom::picture::read_text_chunks;
+use program::{darkroom, largest_difference, open};
 use tempfile::TempDir;
 
 const CHARACTER: &str = "1girl, blonde hair, blue eyes";

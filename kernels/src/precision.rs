@@ -10,7 +10,8 @@ pub enum Precision {
     Full,
     /// Products of numbers rounded to `bf16` (nearest, ties to even), summed in `f32`: a relative error of
     /// about 2⁻⁹ a factor. Computes as [`Precision::Full`] where it would not be faster: on a CPU without
-    /// Intel AMX, on devices and types without a fast path, and for small shapes.
+    /// Intel AMX, on devices and types without a fast path, and for layers of few channels; never by the number
+    /// of rows, which grows with the batch.
     Bf16,
 }
 
