@@ -43,6 +43,9 @@ pub struct Settings {
     /// Hidden state of the text encoders that was used, from the end; absent: the model's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clip_skip: Option<usize>,
+    /// Whether the networks formed their products in bf16.
+    #[serde(default)]
+    pub bf16: bool,
 }
 
 /// One picture of a pack.

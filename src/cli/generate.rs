@@ -51,7 +51,7 @@ pub(super) fn run(args: &GenerateArgs, quiet: bool) -> Result<(), CommandError> 
         .collect();
     check(&requests, &limits(&args.sampling))?;
     let recipes: Vec<Recipe> =
-        requests.iter().map(|request| recipe(request, &model.name, &start.origin)).collect();
+        requests.iter().map(|request| recipe(request, &model, &start.origin)).collect();
 
     let progress = Progress::new(requests.len(), settings.steps, quiet);
     if args.sampling.model == "embedded"
@@ -85,7 +85,7 @@ pub(super) fn run(args: &GenerateArgs, quiet: bool) -> Result<(), CommandError> 
 }
 
 /// The recipe of `request`, for the PNG.
-pub(super) fn recipe(request: &ImageRequest, model: &str, origin: &crate::picture::Origin) -> Recipe {
+pub(super) fn recipe(request: &ImageRequest, model: &Model, origin: &crate::picture::Origin) -> Recipe {
     let (width, height) = request.source.size();
     Recipe {
         prompt: request.prompt.clone(),
@@ -99,7 +99,8 @@ pub(super) fn recipe(request: &ImageRequest, model: &str, origin: &crate::pictur
         seed: request.seed,
         denoise: request.denoise,
         clip_skip: request.clip_skip,
-        model: model.to_owned(),
+        bf16: model.bf16,
+        model: model.name.clone(),
         origin: origin.clone(),
     }
 }

@@ -71,7 +71,7 @@ pub(super) fn run(args: &PackArgs, quiet: bool) -> Result<(), CommandError> {
     let batch = args.sampling.max_batch.map_or_else(|| default_batch(width, height), |batch| batch as usize);
     let drawn = model.draw(&requests, batch, false, &progress, &mut timings, &mut |index, picture| {
         let (expression, request) = (&expressions[index], &requests[index]);
-        let bytes = png_of(picture, &recipe(request, &model.name, &Origin::Empty))?;
+        let bytes = png_of(picture, &recipe(request, &model, &Origin::Empty))?;
         let file = format!("{}.png", expression.name);
         let path = args.out.join(&file);
         save_whole(&path, &bytes).map_err(cannot_write)?;
@@ -105,6 +105,7 @@ pub(super) fn run(args: &PackArgs, quiet: bool) -> Result<(), CommandError> {
             steps: settings.steps,
             cfg: settings.cfg,
             clip_skip: base.clip_skip,
+            bf16: model.bf16,
         },
         contact_sheet: SHEET.to_owned(),
         images,

@@ -26,6 +26,8 @@ pub(super) struct Model {
     pub(super) name: String,
     /// What to draw with where the flags say nothing.
     pub(super) defaults: Defaults,
+    /// Whether it forms products in bf16.
+    pub(super) bf16: bool,
 }
 
 /// What `--timings` writes. Seconds of wall-clock time.
@@ -80,7 +82,8 @@ impl Model {
                 Checkpoint::open(&path, &device).map_err(|e| unusable(&e.into()))?
             }
         };
-        if args.precision == PrecisionArg::Bf16 && !bf16_is_accelerated() {
+        let bf16 = args.precision == PrecisionArg::Bf16 && bf16_is_accelerated();
+        if args.precision == PrecisionArg::Bf16 && !bf16 {
             tracing::warn!("this CPU has no AMX: --precision bf16 computes in full precision");
         }
         let pipeline = Pipeline::load_at(&checkpoint, &device, args.precision.into());
@@ -93,7 +96,7 @@ impl Model {
             (_, ModelKind::Sd15) => Defaults::of_size(512),
             (_, _) => Defaults::of_size(1024),
         };
-        Ok(Self { pipeline, name: reference.name(vocabulary), defaults })
+        Ok(Self { pipeline, name: reference.name(vocabulary), defaults, bf16 })
     }
 
     /// Draws `requests`, at most `max_batch` at once, and hands each picture to `save` with its index as soon as

@@ -58,6 +58,8 @@ pub struct Recipe {
     pub denoise: f64,
     /// Which hidden state of the text encoders counts, from the end: 1 the last layer; `None`: the model's own.
     pub clip_skip: Option<usize>,
+    /// Whether the networks formed their products in bf16, which changes the picture a little.
+    pub bf16: bool,
     /// File name of the model.
     pub model: String,
     /// What it started from.
@@ -96,6 +98,9 @@ impl Recipe {
         }
         if let Some(skip) = self.clip_skip {
             let _ = write!(text, ", Clip skip: {skip}");
+        }
+        if self.bf16 {
+            text.push_str(", Precision: bf16");
         }
         if let Origin::Inpaint { fill_grow, .. } = self.origin {
             let content = if fill_grow.is_some() { "fill" } else { "original" };
@@ -293,6 +298,7 @@ mod tests {
             seed: u64::MAX,
             denoise: 1.0,
             clip_skip: None,
+            bf16: false,
             model: "sdxl/base.safetensors".into(),
             origin,
         }
@@ -333,12 +339,20 @@ mod tests {
         let mut recipe = recipe(Origin::Image { image: "a.png".into(), scaled: false });
         recipe.negative_prompt.clear();
         recipe.denoise = 0.55;
+        assert!(!recipe.parameters().contains("Precision"));
         recipe.clip_skip = Some(2);
+        recipe.bf16 = true;
         recipe.cfg = 7.5;
         recipe.model = "a, b".into();
         let text = recipe.parameters();
         assert!(!text.contains("Negative prompt"));
-        for part in ["Denoising strength: 0.55", "Clip skip: 2", "CFG scale: 7.5", "Model: \"a, b\""] {
+        for part in [
+            "Denoising strength: 0.55",
+            "Clip skip: 2",
+            "Precision: bf16",
+            "CFG scale: 7.5",
+            "Model: \"a, b\"",
+        ] {
             assert!(text.contains(part), "{part} not in {text}");
         }
     }
