@@ -167,19 +167,10 @@ fn on_cpu(
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{DType, Device};
+    use candle_core::DType;
 
     use super::*;
-
-    fn random(shape: &[usize]) -> Tensor {
-        Tensor::rand(-1f32, 1f32, shape, &Device::Cpu).unwrap()
-    }
-
-    fn worst(fast: &Tensor, slow: &Tensor) -> f32 {
-        let worst = |t: &Tensor| t.abs().unwrap().flatten_all().unwrap().max(0).unwrap();
-        let error = worst(&(fast - slow).unwrap()).to_scalar::<f32>().unwrap();
-        error / worst(slow).to_scalar::<f32>().unwrap()
-    }
+    use crate::cpu::oracle::{random, worst};
 
     #[test]
     fn every_instruction_set_gives_the_reference_convolution() {

@@ -1,12 +1,15 @@
 //! The public functions equal their plain candle references on random shapes, weights and masks.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use candle_core::{DType, Device, Result, Tensor};
+mod support;
+
+use candle_core::{DType, Result, Tensor};
 use darkroom_kernels::{
     Activation, AttentionMask, Conv2dGeometry, Padding, activate, attention, conv2d, geglu, group_norm,
     layer_norm, linear, reference, upsample_nearest_2x,
 };
 use proptest::prelude::*;
+use support::random;
 
 /// Largest difference allowed, as a part of the largest reference value: both sides round in `f32`, in
 /// different orders, over sums of up to a few thousand terms.
@@ -15,17 +18,6 @@ const TOLERANCE: f64 = 1e-5;
 /// The same for 3×3 convolutions of stride 1 with enough channels for Winograd's F(4×4, 3×3), whose transforms
 /// cancel larger numbers: 8·10⁻⁶ was seen.
 const WINOGRAD_TOLERANCE: f64 = 3e-5;
-
-fn random(seed: u64, shape: &[usize]) -> Tensor {
-    let mut state = seed ^ 0x9e37_79b9_7f4a_7c15;
-    let data: Vec<f32> = (0..shape.iter().product())
-        .map(|_| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            ((state >> 40) as f32 / (1u64 << 23) as f32 - 1.0) * 1.7
-        })
-        .collect();
-    Tensor::from_vec(data, shape, &Device::Cpu).unwrap()
-}
 
 /// The same numbers, laid out so that no dimension is contiguous.
 fn strided(x: &Tensor) -> Tensor {

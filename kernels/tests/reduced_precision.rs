@@ -2,28 +2,20 @@
 //! where nothing is gained.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use candle_core::{DType, Device, Tensor};
+mod support;
+
+use candle_core::{DType, Tensor};
 use darkroom_kernels::{
     Conv2dGeometry, Padding, Precision, bf16_is_accelerated, conv2d, conv2d_at, linear, linear_at, reference,
 };
 use proptest::prelude::*;
+use support::random;
 
 /// ‖got − reference of rounded operands‖ / ‖reference‖: both sum the same `f32` products in different orders.
 const ROUNDED_TOLERANCE: f64 = 1e-5;
 
 /// ‖got − plain reference‖ / ‖reference‖: two factors, each off by at most 2⁻⁸ of itself.
 const PLAIN_TOLERANCE: f64 = 1e-2;
-
-fn random(seed: u64, shape: &[usize]) -> Tensor {
-    let mut state = seed ^ 0x9e37_79b9_7f4a_7c15;
-    let data: Vec<f32> = (0..shape.iter().product())
-        .map(|_| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            ((state >> 40) as f32 / (1u64 << 23) as f32 - 1.0) * 1.7
-        })
-        .collect();
-    Tensor::from_vec(data, shape, &Device::Cpu).unwrap()
-}
 
 /// The same numbers with the first and last dimensions exchanged in memory.
 fn strided(x: &Tensor) -> Tensor {

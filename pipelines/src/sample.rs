@@ -62,7 +62,6 @@ pub struct Sample {
     guidance: Guidance,
     repaint: Option<Repaint>,
     steps: usize,
-    evaluations: usize,
 }
 
 /// What the network is to evaluate for one sample: the latent as it sees it, and its noise level.
@@ -84,12 +83,12 @@ impl Sample {
             Advance::Evaluate { latent, sigma } => State::Running { sampler, latent, sigma },
             Advance::Done(latent) => State::Done(latent),
         };
-        Self { state, guidance, repaint, steps, evaluations: 0 }
+        Self { state, guidance, repaint, steps }
     }
 
     /// A sample with nothing left to do.
     pub(crate) fn finished(latent: Tensor, guidance: Guidance) -> Self {
-        Self { state: State::Done(latent), guidance, repaint: None, steps: 0, evaluations: 0 }
+        Self { state: State::Done(latent), guidance, repaint: None, steps: 0 }
     }
 
     /// The finished latent, `[4, h/8, w/8]` in the network's scale, once there is one.
@@ -107,11 +106,6 @@ impl Sample {
             State::Done(_) => self.steps,
         };
         (done, self.steps)
-    }
-
-    /// Network evaluations so far; more than steps for second-order samplers.
-    pub fn evaluations(&self) -> usize {
-        self.evaluations
     }
 
     /// Shape of the latent: samples of one step batch share it.
@@ -147,7 +141,6 @@ impl Sample {
             Some(repaint) => repaint.blend(&guided, &repaint.latent)?,
             None => guided,
         };
-        self.evaluations += 1;
         match sampler.advance(&Denoised { guided, uncond: uncond.cloned() })? {
             Advance::Evaluate { latent, sigma } => {
                 if let State::Running { latent: at, sigma: level, .. } = &mut self.state {

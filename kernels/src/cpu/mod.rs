@@ -9,6 +9,9 @@ pub(crate) mod gemm;
 pub(crate) mod isa;
 pub(crate) mod math;
 pub(crate) mod norm;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+pub(crate) mod oracle;
 pub(crate) mod parallel;
 pub(crate) mod pointwise;
 pub(crate) mod scratch;
