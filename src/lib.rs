@@ -3,9 +3,11 @@
 //! below.
 
 pub mod cli;
+pub mod config;
 pub mod contact_sheet;
 pub mod embedded;
 pub mod expressions;
 pub mod hub;
 pub mod pack_json;
 pub mod picture;
+pub mod task;
