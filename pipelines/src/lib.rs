@@ -20,6 +20,6 @@ pub use conditioning::Conditioning;
 pub use denoise::Denoiser;
 pub use error::PipelineError;
 pub use picture::{Mask, Picture};
-pub use pipeline::{Pipeline, StepReport};
+pub use pipeline::{Pipeline, PromptText, RequestPrompts, SourceLatent, StepReport};
 pub use request::{ImageRequest, InpaintMode, Limits, PIXELS_PER_CELL, Source};
 pub use sample::{Guidance, Sample};

@@ -41,6 +41,41 @@ pub struct Pipeline {
     activation_budget: usize,
 }
 
+/// A prompt as the text encoders take it: equal ones have equal conditioning.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct PromptText {
+    /// Which hidden state counts.
+    layer: HiddenLayer,
+    /// ComfyUI's prompt syntax.
+    text: String,
+}
+
+/// The prompts of one request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RequestPrompts {
+    /// What to draw.
+    pub positive: PromptText,
+    /// What to stay away from, where guidance uses it.
+    pub negative: Option<PromptText>,
+}
+
+impl RequestPrompts {
+    /// Each prompt with the name of its field.
+    pub fn fields(&self) -> impl Iterator<Item = (&'static str, &PromptText)> {
+        let negative = self.negative.as_ref().map(|prompt| ("negative_prompt", prompt));
+        std::iter::once(("prompt", &self.positive)).chain(negative)
+    }
+}
+
+/// A source as the network sees it.
+#[derive(Debug, Clone)]
+pub struct SourceLatent {
+    /// `[4, h/8, w/8]`, network scale.
+    latent: Tensor,
+    /// Where to repaint.
+    mask: Option<Mask>,
+}
+
 /// What [`Pipeline::denoise`] tells after each network call.
 #[derive(Debug)]
 pub struct StepReport<'a> {
@@ -122,27 +157,38 @@ impl Pipeline {
             request.validate(&self.limits)?;
         }
         let conditionings = self.encode(requests)?;
-        let mut sources = SourceLatents { pipeline: self, encoded: Vec::new() };
+        let mut sources: Vec<(&Source, SourceLatent)> = Vec::new();
         requests
             .iter()
             .zip(conditionings)
             .map(|(request, (positive, negative))| {
-                let (width, height) = request.source.size();
-                let size_ids = self.clip_g.is_some().then(|| conditioning::size_ids(width, height));
-                let guidance = Guidance { positive, negative, scale: request.cfg, size_ids };
-                self.start(request, guidance, &mut sources)
+                let source = match sources.iter().find(|(known, _)| known.same_as(&request.source)) {
+                    Some((_, latent)) => latent.clone(),
+                    None => {
+                        let latent = self.encode_source(&request.source)?;
+                        sources.push((&request.source, latent.clone()));
+                        latent
+                    }
+                };
+                self.start(request, positive, negative, &source)
             })
             .collect()
     }
 
-    /// Puts the source at the schedule's first noise level and starts the sampler.
-    fn start(
+    /// Puts the source at the schedule's first noise level and starts the sampler. `positive` and `negative` are
+    /// the request's [`Self::prompts`], encoded; `source` is its source, encoded.
+    pub fn start(
         &self,
         request: &ImageRequest,
-        guidance: Guidance,
-        sources: &mut SourceLatents<'_>,
+        positive: Conditioning,
+        negative: Option<Conditioning>,
+        source: &SourceLatent,
     ) -> Result<Sample, PipelineError> {
-        let (latent, mask) = sources.latent(&request.source)?;
+        request.validate(&self.limits)?;
+        let (width, height) = request.source.size();
+        let size_ids = self.clip_g.is_some().then(|| conditioning::size_ids(width, height));
+        let guidance = Guidance { positive, negative, scale: request.cfg, size_ids };
+        let SourceLatent { latent, mask } = source.clone();
         let sigmas = schedule::sigmas(
             request.scheduler,
             &self.sampling,
@@ -182,40 +228,60 @@ impl Pipeline {
         Ok(Sample::new(sampler, first, guidance, repaint, sigmas.len() - 1))
     }
 
+    /// The prompts that a request needs encoded. The negative one is left out where guidance would not use it.
+    pub fn prompts(&self, request: &ImageRequest) -> RequestPrompts {
+        let layer = self.hidden_layer(request.clip_skip);
+        let guided = request.cfg != 1.0 || request.sampler.needs_uncond();
+        let prompt = |text: &str| PromptText { layer, text: text.to_owned() };
+        RequestPrompts {
+            positive: prompt(&request.prompt),
+            negative: guided.then(|| prompt(&request.negative_prompt)),
+        }
+    }
+
     /// Positive and negative conditioning of each request, every distinct prompt encoded once.
     pub fn encode(
         &self,
         requests: &[ImageRequest],
     ) -> Result<Vec<(Conditioning, Option<Conditioning>)>, PipelineError> {
-        let mut by_layer: HashMap<HiddenLayer, Vec<(&'static str, &str)>> = HashMap::new();
-        let wanted = requests.iter().map(|request| {
-            let layer = self.hidden_layer(request.clip_skip);
-            let guided = request.cfg != 1.0 || request.sampler.needs_uncond();
-            (layer, request.prompt.as_str(), guided.then_some(request.negative_prompt.as_str()))
-        });
-        let wanted: Vec<_> = wanted.collect();
-        for (layer, prompt, negative) in &wanted {
-            let texts = by_layer.entry(*layer).or_default();
-            let both = [("prompt", Some(*prompt)), ("negative_prompt", *negative)];
-            for (field, text) in both.into_iter().filter_map(|(f, t)| Some((f, t?))) {
-                if !texts.iter().any(|(_, known)| *known == text) {
-                    texts.push((field, text));
-                }
+        let wanted: Vec<RequestPrompts> = requests.iter().map(|request| self.prompts(request)).collect();
+        let mut distinct: Vec<(&'static str, &PromptText)> = Vec::new();
+        for (field, prompt) in wanted.iter().flat_map(RequestPrompts::fields) {
+            if !distinct.iter().any(|(_, known)| *known == prompt) {
+                distinct.push((field, prompt));
             }
         }
-        let mut encoded: HashMap<(HiddenLayer, &str), Conditioning> = HashMap::new();
-        for (layer, texts) in by_layer {
-            for ((_, text), conditioning) in texts.iter().zip(self.encode_texts(&texts, layer)?) {
-                encoded.insert((layer, *text), conditioning);
-            }
-        }
-        let find = |layer, text| encoded.get(&(layer, text)).cloned();
+        let encoded = self.encode_prompts(&distinct)?;
+        let encoded: HashMap<&PromptText, Conditioning> =
+            distinct.iter().map(|(_, prompt)| *prompt).zip(encoded).collect();
+        let find = |prompt: &PromptText| encoded.get(prompt).cloned();
         Ok(wanted
-            .into_iter()
-            .filter_map(|(layer, prompt, negative)| {
-                Some((find(layer, prompt)?, negative.and_then(|text| find(layer, text))))
-            })
+            .iter()
+            .filter_map(|prompts| Some((find(&prompts.positive)?, prompts.negative.as_ref().and_then(find))))
             .collect())
+    }
+
+    /// Encodes prompts together, in their order; each comes with the name of its field, for errors.
+    pub fn encode_prompts(
+        &self,
+        prompts: &[(&'static str, &PromptText)],
+    ) -> Result<Vec<Conditioning>, PipelineError> {
+        let mut layers: Vec<HiddenLayer> = Vec::new();
+        for (_, prompt) in prompts {
+            if !layers.contains(&prompt.layer) {
+                layers.push(prompt.layer);
+            }
+        }
+        let mut encoded: Vec<(usize, Conditioning)> = Vec::with_capacity(prompts.len());
+        for layer in layers {
+            let of_layer = || prompts.iter().enumerate().filter(|(_, (_, prompt))| prompt.layer == layer);
+            let texts: Vec<_> =
+                of_layer().map(|(_, (field, prompt))| (*field, prompt.text.as_str())).collect();
+            let indices = of_layer().map(|(index, _)| index);
+            encoded.extend(indices.zip(self.encode_texts(&texts, layer)?));
+        }
+        encoded.sort_unstable_by_key(|(index, _)| *index);
+        Ok(encoded.into_iter().map(|(_, conditioning)| conditioning).collect())
     }
 
     fn encode_texts(
@@ -264,6 +330,12 @@ impl Pipeline {
         }
     }
 
+    /// Advances every unfinished sample of `batch` by one network evaluation, in one call. All must have the same
+    /// latent shape. When the network call fails, no sample has moved.
+    pub fn step(&self, batch: &mut [&mut Sample]) -> Result<(), PipelineError> {
+        Denoiser { unet: &self.unet, sampling: &self.sampling, device: &self.device }.step(batch)
+    }
+
     /// Runs `samples` to the end, at most `max_batch` a network call; a finished sample's place goes to the
     /// next one at once. Fails if a sample turns into NaN.
     pub fn denoise(
@@ -272,7 +344,6 @@ impl Pipeline {
         max_batch: usize,
         on_step: &mut dyn FnMut(&StepReport<'_>),
     ) -> Result<(), PipelineError> {
-        let denoiser = Denoiser { unet: &self.unet, sampling: &self.sampling, device: &self.device };
         loop {
             let mut unfinished =
                 samples.iter_mut().enumerate().filter(|(_, sample)| sample.latent().is_none()).peekable();
@@ -282,11 +353,9 @@ impl Pipeline {
             let (advanced, mut batch): (Vec<usize>, Vec<&mut Sample>) =
                 unfinished.filter(|(_, sample)| sample.latent_dims() == dims).take(max_batch.max(1)).unzip();
             let started = Instant::now();
-            denoiser.step(&mut batch)?;
+            self.step(&mut batch)?;
             for (index, sample) in advanced.iter().zip(&batch) {
-                if let Some(latent) = sample.latent()
-                    && latent.sqr()?.sum_all()?.to_scalar::<f32>()?.is_nan()
-                {
+                if sample.is_broken()? {
                     return Err(PipelineError::NotANumber { index: *index });
                 }
             }
@@ -321,6 +390,30 @@ impl Pipeline {
         Ok(pictures)
     }
 
+    /// The latent that a source starts from, and its noise mask.
+    pub fn encode_source(&self, source: &Source) -> Result<SourceLatent, PipelineError> {
+        let (latent, mask) = match source {
+            Source::Empty { width, height } => {
+                let shape = (4, height / PIXELS_PER_CELL, width / PIXELS_PER_CELL);
+                (Tensor::zeros(shape, candle_core::DType::F32, &self.device)?, None)
+            }
+            Source::Image(picture) => (self.encode_picture(picture)?, None),
+            Source::Inpaint { picture, mask, mode: InpaintMode::NoiseMask } => {
+                (self.encode_picture(picture)?, Some(Mask::clone(mask)))
+            }
+            Source::Inpaint { picture, mask, mode: InpaintMode::Fill { grow } } => {
+                let mask = mask
+                    .resized(picture.width(), picture.height())
+                    .cropped_to_multiple(PIXELS_PER_CELL)
+                    .rounded();
+                let replaced: Vec<bool> = mask.data().iter().map(|v| *v >= 1.0).collect();
+                let picture = picture.cropped_to_multiple(PIXELS_PER_CELL).greyed_where(&replaced);
+                (self.encode_picture(&picture)?, Some(mask.grown(*grow)))
+            }
+        };
+        Ok(SourceLatent { latent, mask })
+    }
+
     fn encode_picture(&self, picture: &Picture) -> Result<Tensor, PipelineError> {
         let pixels = picture.cropped_to_multiple(PIXELS_PER_CELL).to_tensor(&self.device)?;
         let (_, _, height, width) = pixels.dims4()?;
@@ -330,45 +423,9 @@ impl Pipeline {
     }
 }
 
-/// Source pictures as latents, each distinct one encoded once for all requests that share it.
-struct SourceLatents<'a> {
-    pipeline: &'a Pipeline,
-    encoded: Vec<(Source, Tensor, Option<Mask>)>,
-}
-
-impl SourceLatents<'_> {
-    /// The latent that a source starts from (`[4, h/8, w/8]`, network scale), and its noise mask.
-    fn latent(&mut self, source: &Source) -> Result<(Tensor, Option<Mask>), PipelineError> {
-        if let Some((_, latent, mask)) = self.encoded.iter().find(|(known, ..)| known.same_as(source)) {
-            return Ok((latent.clone(), mask.clone()));
-        }
-        let (latent, mask) = match source {
-            Source::Empty { width, height } => {
-                let shape = (4, height / PIXELS_PER_CELL, width / PIXELS_PER_CELL);
-                (Tensor::zeros(shape, candle_core::DType::F32, &self.pipeline.device)?, None)
-            }
-            Source::Image(picture) => (self.pipeline.encode_picture(picture)?, None),
-            Source::Inpaint { picture, mask, mode: InpaintMode::NoiseMask } => {
-                (self.pipeline.encode_picture(picture)?, Some(Mask::clone(mask)))
-            }
-            Source::Inpaint { picture, mask, mode: InpaintMode::Fill { grow } } => {
-                let mask = mask
-                    .resized(picture.width(), picture.height())
-                    .cropped_to_multiple(PIXELS_PER_CELL)
-                    .rounded();
-                let replaced: Vec<bool> = mask.data().iter().map(|v| *v >= 1.0).collect();
-                let picture = picture.cropped_to_multiple(PIXELS_PER_CELL).greyed_where(&replaced);
-                (self.pipeline.encode_picture(&picture)?, Some(mask.grown(*grow)))
-            }
-        };
-        self.encoded.push((source.clone(), latent.clone(), mask.clone()));
-        Ok((latent, mask))
-    }
-}
-
 impl Source {
     /// Whether both give the same latent: the same size of nothing, or the very same picture and mask.
-    fn same_as(&self, other: &Self) -> bool {
+    pub fn same_as(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Empty { width: a, height: b }, Self::Empty { width: c, height: d }) => (a, b) == (c, d),
             (Self::Image(a), Self::Image(b)) => Arc::ptr_eq(a, b),

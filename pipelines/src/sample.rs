@@ -108,8 +108,16 @@ impl Sample {
         (done, self.steps)
     }
 
+    /// Whether it has come out as something that is not a number: the settings or the weights are at fault.
+    pub fn is_broken(&self) -> Result<bool, PipelineError> {
+        match self.latent() {
+            Some(latent) => Ok(latent.sqr()?.sum_all()?.to_scalar::<f32>()?.is_nan()),
+            None => Ok(false),
+        }
+    }
+
     /// Shape of the latent: samples of one step batch share it.
-    pub(crate) fn latent_dims(&self) -> &[usize] {
+    pub fn latent_dims(&self) -> &[usize] {
         match &self.state {
             State::Running { latent, .. } | State::Done(latent) => latent.dims(),
         }
