@@ -13,3 +13,13 @@ pub fn checkpoint(device: &Device) -> Result<Checkpoint, CheckpointError> {
     let file = WeightFile::from_static("the embedded model", WEIGHTS)?;
     Checkpoint::from_file(&Arc::new(file), device)
 }
+
+/// The file as it is compiled in.
+pub fn weights() -> &'static [u8] {
+    WEIGHTS
+}
+
+/// Its size in bytes.
+pub fn bytes() -> u64 {
+    WEIGHTS.len() as u64
+}

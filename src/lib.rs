@@ -2,12 +2,15 @@
 //! command line, packs of expressions. No networks and no samplers here; those live in `darkroom-pipelines` and
 //! below.
 
+pub mod catalog;
 pub mod cli;
 pub mod config;
 pub mod contact_sheet;
 pub mod embedded;
+pub mod engine;
 pub mod expressions;
 pub mod hub;
+pub mod metrics;
 pub mod pack_json;
 pub mod picture;
 pub mod task;
