@@ -1,0 +1,172 @@
+//! Models as clients see them: what is on disk, what is on a device, what suits each.
+
+use super::{Service, ServiceError};
+use crate::catalog::Entry;
+use crate::engine::{self, ModelError};
+
+/// A model as clients see it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelInfo {
+    /// Its id.
+    pub id: String,
+    /// `sdxl`, `sd15`, …
+    pub family: String,
+    /// Bytes of its files.
+    pub bytes: u64,
+    /// Side it was made for, pixels.
+    pub native_side: usize,
+    /// Whether requests without a model get it.
+    pub is_default: bool,
+    /// Where its weights are.
+    pub residency: Residency,
+    /// Never evicted.
+    pub pinned: bool,
+    /// What suits it.
+    pub defaults: ModelDefaults,
+}
+
+/// Where a model's weights are.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Residency {
+    /// On disk only.
+    OnDisk,
+    /// On its way to a device.
+    Loading,
+    /// On a device.
+    Resident {
+        /// Bytes there.
+        bytes: u64,
+    },
+    /// It could not be loaded.
+    Failed {
+        /// Why.
+        message: String,
+    },
+}
+
+/// Settings that suit a model where a request leaves them open.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelDefaults {
+    /// The model's id, as specs name it.
+    pub model: String,
+    /// Pixels in a row.
+    pub width: usize,
+    /// Rows.
+    pub height: usize,
+    /// Sampling steps.
+    pub steps: usize,
+    /// Classifier-free guidance scale.
+    pub cfg: f64,
+    /// ComfyUI's name.
+    pub sampler: String,
+    /// ComfyUI's name.
+    pub scheduler: String,
+    /// Negative prompt.
+    pub negative_prompt: String,
+}
+
+
+impl Service {
+    /// Every model: on disk and built in. Looks at the disk.
+    pub fn models(&self) -> Vec<ModelInfo> {
+        let residency = self.0.engine.residency();
+        self.0.catalog.list().into_iter().map(|entry| self.model_info(entry, &residency)).collect()
+    }
+
+    /// Settings that suit `model` (`None`: the default model).
+    ///
+    /// # Errors
+    /// `NotFound` when there is none such; `Invalid` when there is one that cannot be drawn with.
+    pub fn defaults(&self, model: Option<&str>) -> Result<ModelDefaults, ServiceError> {
+        let catalog = &self.0.catalog;
+        let entry = self.model_entry(model.unwrap_or_else(|| catalog.default_id()))?;
+        match &entry.problem {
+            None => Ok(defaults_of(&entry)),
+            Some(problem) => Err(ServiceError::Invalid {
+                field: "model".into(),
+                message: format!("'{}' cannot be drawn with: {problem}", entry.id),
+            }),
+        }
+    }
+
+    /// Names near to one that is not there.
+    pub fn near_models(&self, id: &str) -> Vec<String> {
+        self.0.catalog.near(id)
+    }
+
+    /// The file name of a model, as metadata names it.
+    pub(super) fn model_file(&self, id: &str) -> String {
+        self.0.catalog.find(id).map_or_else(|| id.to_owned(), |entry| entry.file_name())
+    }
+
+    /// Brings a model onto the device, and returns when it is there.
+    pub async fn load_model(&self, id: &str) -> Result<ModelInfo, ServiceError> {
+        let entry = self.model_entry(id)?;
+        self.0.engine.load(&entry.id).await.map_err(from_engine)?;
+        Ok(self.model_info(entry, &self.0.engine.residency()))
+    }
+
+    /// Takes a model off the device; `Conflict` while pictures use it.
+    pub async fn unload_model(&self, id: &str) -> Result<ModelInfo, ServiceError> {
+        let entry = self.model_entry(id)?;
+        self.0.engine.unload(&entry.id).await.map_err(from_engine)?;
+        Ok(self.model_info(entry, &self.0.engine.residency()))
+    }
+
+    fn model_entry(&self, id: &str) -> Result<Entry, ServiceError> {
+        let missing = || ServiceError::NotFound { what: "model", id: id.to_owned() };
+        self.0.catalog.find(id).ok_or_else(missing)
+    }
+
+    fn model_info(
+        &self,
+        entry: Entry,
+        residency: &std::collections::HashMap<String, engine::Residency>,
+    ) -> ModelInfo {
+        let catalog = &self.0.catalog;
+        let pinned = |name: &String| name == &entry.id || catalog.find(name).is_some_and(|e| e.id == entry.id);
+        ModelInfo {
+            family: family(&entry),
+            bytes: entry.bytes,
+            native_side: entry.defaults.width.max(entry.defaults.height),
+            is_default: entry.id == catalog.default_id(),
+            residency: match (residency.get(&entry.id), &entry.problem) {
+                (Some(engine::Residency::Loading), _) => Residency::Loading,
+                (Some(engine::Residency::Resident { bytes }), _) => Residency::Resident { bytes: *bytes },
+                (Some(engine::Residency::Failed { message }), _) | (None, Some(message)) => {
+                    Residency::Failed { message: message.clone() }
+                }
+                (None, None) => Residency::OnDisk,
+            },
+            pinned: self.0.config.engine.pin.iter().any(pinned),
+            defaults: defaults_of(&entry),
+            id: entry.id,
+        }
+    }
+}
+
+fn defaults_of(entry: &Entry) -> ModelDefaults {
+    let defaults = entry.defaults.clone();
+    ModelDefaults {
+        model: entry.id.clone(),
+        width: defaults.width,
+        height: defaults.height,
+        steps: defaults.steps,
+        cfg: defaults.cfg,
+        sampler: defaults.sampler,
+        scheduler: defaults.scheduler,
+        negative_prompt: defaults.negative_prompt,
+    }
+}
+
+/// The kind's name as JSON has it: `sdxl`.
+fn family(entry: &Entry) -> String {
+    serde_json::to_value(entry.kind).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
+}
+
+fn from_engine(error: ModelError) -> ServiceError {
+    match error {
+        ModelError::Stopped => ServiceError::Draining,
+        other => ServiceError::Conflict { message: other.to_string() },
+    }
+}

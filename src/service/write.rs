@@ -1,0 +1,154 @@
+//! From pixels to a stored picture: encoded, written whole, and then named by its task. While the storage does not
+//! answer, it is tried again and again: the task was promised. A server that stops meanwhile draws it anew.
+
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+
+use super::{Service, ServiceError};
+use crate::engine::Drawn;
+use crate::picture::{self, Origin, Recipe};
+use crate::store::{ImageStored, StoreError};
+use crate::task::{DrawnImage, ImageSpec, SourceSpec, TaskError, TaskErrorKind, TaskStatus};
+
+/// First and longest pause between tries, and how each follows from the last.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+impl Service {
+    pub(super) async fn write(&self, drawn: Drawn) {
+        let Ok(_writing) = self.0.writers.acquire().await else { return };
+        let started = Instant::now();
+        let Drawn { job, width, height, rgb, usage, unwritten } = drawn;
+        let spec = std::sync::Arc::clone(&job.spec);
+        let recipe = spec.metadata.then(|| self.recipe(&spec));
+        let format = spec.format;
+        let encoding = tokio::task::spawn_blocking(move || {
+            picture::encode(width, height, &rgb, format, recipe.as_ref())
+        });
+        let bytes = match encoding.await {
+            Ok(Ok(bytes)) => bytes::Bytes::from(bytes),
+            Ok(Err(error)) => return self.unwritable(&job.id.task, &error.to_string()).await,
+            Err(error) => return self.unwritable(&job.id.task, &error.to_string()).await,
+        };
+        let id = job.id.task.image(job.id.index);
+        let image = DrawnImage {
+            index: job.id.index,
+            id: id.clone(),
+            format,
+            width,
+            height,
+            bytes: bytes.len() as u64,
+            seed: spec.seed,
+            cached: false,
+        };
+        let put = || async {
+            let put = self.0.images.put_image(&id, format, bytes.clone()).await;
+            put.map_err(|error| StoreError::Unavailable { message: error.to_string() })
+        };
+        if self.until_stored(put).await.is_none() {
+            return;
+        }
+        let finish = || self.0.store.finish_image(&job.id.task, &image, &spec, &usage, Timestamp::now());
+        let Some(stored) = self.until_stored(finish).await else { return };
+        drop(unwritten);
+        self.0.metrics.stage("write", started.elapsed());
+        match stored {
+            ImageStored::New { completed } => self.image_stored(&job.id.task, image, completed),
+            ImageStored::Repeated => {}
+            ImageStored::TaskIsFinal => {
+                // Taken back while it was written: the file belongs to no one.
+                if let Err(error) = self.0.images.delete_image(&id, format).await {
+                    tracing::debug!(%error, "a picture of a cancelled task is left for the next sweep");
+                }
+            }
+        }
+    }
+
+    fn image_stored(&self, id: &crate::task::TaskId, image: DrawnImage, completed: bool) {
+        let mut tasks = self.0.live.lock();
+        let Some(live) = tasks.get_mut(id) else { return };
+        live.take_image(id, image);
+        live.completed |= completed;
+        // Pictures are told in the order in which their writers get here; the last word comes after all of them.
+        let all_told = live.completed && live.drawn.len() == live.images.len();
+        drop(tasks);
+        if all_told {
+            self.ended(id, TaskStatus::Completed, None);
+        }
+    }
+
+    async fn unwritable(&self, id: &crate::task::TaskId, why: &str) {
+        let message = format!("the picture cannot be encoded: {why}");
+        self.failed(id, TaskError { kind: TaskErrorKind::Internal, message }).await;
+    }
+
+    /// Tries until the storage has done it; `None` when the server stops first, or when trying again cannot help.
+    pub(super) async fn until_stored<T, F: Future<Output = Result<T, StoreError>>>(
+        &self,
+        store: impl Fn() -> F,
+    ) -> Option<T> {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            match store().await {
+                Ok(done) => {
+                    self.0.storage.answered();
+                    return Some(done);
+                }
+                Err(error) if error.is_unavailable() => {
+                    self.0.storage.failed(&error);
+                    tracing::warn!(%error, "the storage does not answer; trying again in {pause:?}");
+                }
+                Err(error) => {
+                    tracing::error!(%error, "the storage refuses; the task waits for the next start");
+                    self.0.storage.failed(&error);
+                    return None;
+                }
+            }
+            tokio::select! {
+                () = tokio::time::sleep(pause) => pause = (pause * 2).min(LONGEST_PAUSE),
+                () = self.0.stop.cancelled() => return None,
+            }
+        }
+    }
+
+    /// How a picture was made, for its metadata.
+    fn recipe(&self, spec: &ImageSpec) -> Recipe {
+        let origin = match &spec.source {
+            SourceSpec::Empty => Origin::Empty,
+            SourceSpec::Image { image, inpaint } => {
+                let image = image.to_string();
+                match inpaint {
+                    None => Origin::Image { image, scaled: true },
+                    Some(inpaint) => Origin::Inpaint {
+                        image,
+                        mask: inpaint.mask.as_ref().map(ToString::to_string),
+                        scaled: true,
+                        fill_grow: inpaint.fill_grow,
+                    },
+                }
+            }
+        };
+        Recipe {
+            prompt: spec.prompt.clone(),
+            negative_prompt: spec.negative_prompt.clone(),
+            width: spec.width,
+            height: spec.height,
+            steps: spec.steps,
+            cfg: spec.cfg,
+            sampler: spec.sampler.clone(),
+            scheduler: spec.scheduler.clone(),
+            seed: spec.seed,
+            denoise: spec.denoise,
+            clip_skip: spec.clip_skip,
+            bf16: self.is_bf16(),
+            model: self.model_file(&spec.model),
+            origin,
+        }
+    }
+
+    /// What an image store's refusal means to a client.
+    pub(super) fn image_error(&self, error: &crate::store::ImageStoreError) -> ServiceError {
+        ServiceError::StorageUnavailable { message: error.to_string() }
+    }
+}
