@@ -5,8 +5,12 @@ mod png_file;
 mod read;
 mod recipe;
 mod scale;
+mod webp_layout;
 
 pub use png_file::{TextChunk, WriteError, encode_png, read_text_chunks, save_numbered, save_whole};
-pub use read::{MAX_PIXELS, MAX_SIDE, ReadError, read_mask, read_picture};
+pub use read::{
+    MAX_BYTES, MAX_PIXELS, MAX_SIDE, ReadError, ReadLimits, read_mask, read_mask_bytes, read_picture,
+    read_picture_bytes,
+};
 pub use recipe::{Origin, Recipe};
 pub use scale::{cover, cover_mask};

@@ -1,24 +1,55 @@
-//! Reads `--image` and `--mask` files. The file is not trusted: its size, its dimensions and the memory that
-//! decoding takes are bounded before anything is decoded, and its extension is never looked at.
+//! Reads pictures and masks, from files and from bytes that came with a request. Neither is trusted: the size, the
+//! dimensions and the memory that decoding takes are bounded before anything is decoded, and no name or media type
+//! is believed.
 //!
 //! The rules are those of ComfyUI's `LoadImage` and `LoadImageMask`: the first frame, turned upright by its EXIF
 //! orientation, as 8-bit RGB; the mask of a picture is 1 − alpha; the mask of a mask file is its red channel.
 
 use std::fs::File;
-use std::io::BufReader;
+use std::io::{Cursor, Read};
 use std::path::Path;
 
 use darkroom_pipelines::{Mask, Picture};
-use image::{DynamicImage, ImageDecoder, ImageReader, Limits};
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
+
+use super::webp_layout;
 
 /// Longest side of an input picture, pixels.
 pub const MAX_SIDE: u32 = 16_384;
 /// Most pixels of an input picture: 64 megapixels.
 pub const MAX_PIXELS: u64 = 1 << 26;
 /// Largest input file, bytes.
-const MAX_FILE_BYTES: u64 = 256 << 20;
-/// Most that a decoder may allocate: `MAX_PIXELS` in 16-bit RGBA.
-const MAX_DECODED_BYTES: u64 = MAX_PIXELS * 8;
+pub const MAX_BYTES: u64 = 256 << 20;
+/// Most that a decoder may allocate for a pixel: 16-bit RGBA.
+const DECODED_BYTES_PER_PIXEL: u64 = 8;
+/// What a decoder may allocate beside the pixels (colour profiles, text).
+const DECODER_OVERHEAD: u64 = 1 << 20;
+
+/// What may be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReadLimits {
+    /// Bytes of the file.
+    pub bytes: u64,
+    /// Pixels a side.
+    pub side: u32,
+    /// Pixels in all.
+    pub pixels: u64,
+}
+
+impl Default for ReadLimits {
+    fn default() -> Self {
+        Self { bytes: MAX_BYTES, side: MAX_SIDE, pixels: MAX_PIXELS }
+    }
+}
+
+impl ReadLimits {
+    fn decoder(&self) -> Limits {
+        let pixels = self.pixels.saturating_mul(DECODED_BYTES_PER_PIXEL);
+        let mut limits = Limits::default();
+        limits.max_alloc = Some(pixels.saturating_add(DECODER_OVERHEAD));
+        limits
+    }
+}
 
 /// Why a picture could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -45,12 +76,14 @@ pub enum ReadError {
         file: String,
     },
     /// The file itself is too big.
-    #[error("{file}: the file has {bytes} bytes; the limit is {MAX_FILE_BYTES}")]
+    #[error("{file}: the file has {bytes} bytes; the limit is {limit}")]
     FileTooLarge {
         /// The file.
         file: String,
         /// Its size.
         bytes: u64,
+        /// What is allowed.
+        limit: u64,
     },
     /// The content is no picture of a known format, whatever the extension says.
     #[error("{file}: not a picture that Darkroom reads (PNG, JPEG, WebP, GIF or BMP)")]
@@ -60,7 +93,7 @@ pub enum ReadError {
     },
     /// The picture says it is larger than Darkroom decodes.
     #[error(
-        "{file}: {width}x{height} pixels; the limit is {MAX_PIXELS} pixels and {MAX_SIDE} a side: scale it down first"
+        "{file}: {width}x{height} pixels; the limit is {pixels} pixels and {side} a side: scale it down first"
     )]
     TooManyPixels {
         /// The file.
@@ -69,6 +102,10 @@ pub enum ReadError {
         width: u32,
         /// Its height.
         height: u32,
+        /// Pixels that are allowed.
+        pixels: u64,
+        /// Pixels a side that are allowed.
+        side: u32,
     },
     /// The data is damaged, cut short or needs more memory than allowed.
     #[error("{file}: cannot decode, the file is damaged or incomplete: {reason}")]
@@ -86,74 +123,141 @@ pub enum ReadError {
     },
 }
 
-/// Reads a picture; the mask is 1 − alpha, if it has an alpha channel.
+/// Reads a picture from a file within the default limits; the mask is 1 − alpha, if it has an alpha channel.
 pub fn read_picture(path: &Path) -> Result<(Picture, Option<Mask>), ReadError> {
-    let decoded = decode(path)?;
+    let limits = ReadLimits::default();
+    read_picture_bytes(&bytes_of(path, &limits)?, &limits, &path.display().to_string())
+}
+
+/// Reads a mask file within the default limits: white repaints, black keeps. Of a coloured file the red channel
+/// counts, as in ComfyUI's `LoadImageMask` with `channel = red`.
+pub fn read_mask(path: &Path) -> Result<Mask, ReadError> {
+    let limits = ReadLimits::default();
+    read_mask_bytes(&bytes_of(path, &limits)?, &limits, &path.display().to_string())
+}
+
+/// [`read_picture`] for a file that is in memory. `name` is what errors call it.
+pub fn read_picture_bytes(
+    bytes: &[u8],
+    limits: &ReadLimits,
+    name: &str,
+) -> Result<(Picture, Option<Mask>), ReadError> {
+    let decoded = Opened::new(bytes, limits, name)?.decode()?;
     let (width, height) = (decoded.width() as usize, decoded.height() as usize);
     let mask = decoded.color().has_alpha().then(|| {
         let alpha = decoded.to_rgba8().into_raw();
         alpha.chunks_exact(4).map(|pixel| 1.0 - f32::from(pixel[3]) / 255.0).collect()
     });
     let data = decoded.into_rgb8().into_raw().into_iter().map(|value| f32::from(value) / 255.0).collect();
-    let picture = Picture::new(width, height, data).ok_or_else(|| no_pixels(path))?;
+    let picture = Picture::new(width, height, data).ok_or_else(|| no_pixels(name))?;
     Ok((picture, mask.and_then(|mask| Mask::new(width, height, mask))))
 }
 
-/// Reads a mask file: white repaints, black keeps. Of a coloured file the red channel counts, as in ComfyUI's
-/// `LoadImageMask` with `channel = red`.
-pub fn read_mask(path: &Path) -> Result<Mask, ReadError> {
-    let decoded = decode(path)?;
+/// [`read_mask`] for a file that is in memory. `name` is what errors call it.
+pub fn read_mask_bytes(bytes: &[u8], limits: &ReadLimits, name: &str) -> Result<Mask, ReadError> {
+    let decoded = Opened::new(bytes, limits, name)?.decode()?;
     let (width, height) = (decoded.width() as usize, decoded.height() as usize);
     let rgb = decoded.into_rgb8().into_raw();
     let data = rgb.chunks_exact(3).map(|pixel| f32::from(pixel[0]) / 255.0).collect();
-    Mask::new(width, height, data).ok_or_else(|| no_pixels(path))
+    Mask::new(width, height, data).ok_or_else(|| no_pixels(name))
 }
 
-fn no_pixels(path: &Path) -> ReadError {
-    ReadError::Damaged { file: path.display().to_string(), reason: "it has no pixels".into() }
+fn no_pixels(name: &str) -> ReadError {
+    ReadError::Damaged { file: name.to_owned(), reason: "it has no pixels".into() }
 }
 
-fn decode(path: &Path) -> Result<DynamicImage, ReadError> {
+fn bytes_of(path: &Path, limits: &ReadLimits) -> Result<Vec<u8>, ReadError> {
     let file = path.display().to_string();
     let io = |source| ReadError::Io { file: file.clone(), source };
-    let damaged = |e: image::ImageError| ReadError::Damaged { file: file.clone(), reason: e.to_string() };
-
     let metadata = std::fs::metadata(path).map_err(io)?;
     if !metadata.is_file() {
         return Err(ReadError::NotAFile { file });
     }
-    match metadata.len() {
-        0 => return Err(ReadError::Empty { file }),
-        bytes if bytes > MAX_FILE_BYTES => return Err(ReadError::FileTooLarge { file, bytes }),
-        _ => {}
+    if metadata.len() > limits.bytes {
+        return Err(ReadError::FileTooLarge { file, bytes: metadata.len(), limit: limits.bytes });
     }
-    let opened = File::open(path).map_err(io)?;
-    let mut reader = ImageReader::new(BufReader::new(opened)).with_guessed_format().map_err(io)?;
-    if reader.format().is_none_or(|format| !format.reading_enabled()) {
-        return Err(ReadError::UnknownFormat { file });
-    }
-    let mut limits = Limits::default();
-    limits.max_alloc = Some(MAX_DECODED_BYTES);
-    reader.limits(limits.clone());
-    let mut decoder = reader.into_decoder().map_err(damaged)?;
+    let mut bytes = Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or(0));
+    // The file may have grown since.
+    File::open(path).map_err(io)?.take(limits.bytes.saturating_add(1)).read_to_end(&mut bytes).map_err(io)?;
+    Ok(bytes)
+}
 
-    let (width, height) = decoder.dimensions();
-    if width > MAX_SIDE || height > MAX_SIDE || u64::from(width) * u64::from(height) > MAX_PIXELS {
-        return Err(ReadError::TooManyPixels { file, width, height });
+/// A file whose format, size and dimensions are known and within limits, and whose pixels are not decoded yet.
+pub(super) struct Opened<'a> {
+    pub(super) format: ImageFormat,
+    /// As stored, before EXIF turns it.
+    pub(super) width: u32,
+    pub(super) height: u32,
+    bytes: &'a [u8],
+    limits: &'a ReadLimits,
+    name: &'a str,
+}
+
+impl<'a> Opened<'a> {
+    pub(super) fn new(bytes: &'a [u8], limits: &'a ReadLimits, name: &'a str) -> Result<Self, ReadError> {
+        let file = || name.to_owned();
+        match bytes.len() as u64 {
+            0 => return Err(ReadError::Empty { file: file() }),
+            bytes if bytes > limits.bytes => {
+                return Err(ReadError::FileTooLarge { file: file(), bytes, limit: limits.bytes });
+            }
+            _ => {}
+        }
+        let format = image::guess_format(bytes).ok().filter(ImageFormat::reading_enabled);
+        let Some(format) = format else { return Err(ReadError::UnknownFormat { file: file() }) };
+        let mut opened = Self { format, width: 0, height: 0, bytes, limits, name };
+        (opened.width, opened.height) = opened.guarded(|| Ok(opened.decoder()?.dimensions()))?;
+        let (width, height) = (opened.width, opened.height);
+        if width > limits.side || height > limits.side || u64::from(width) * u64::from(height) > limits.pixels
+        {
+            let (pixels, side) = (limits.pixels, limits.side);
+            return Err(ReadError::TooManyPixels { file: file(), width, height, pixels, side });
+        }
+        if format == ImageFormat::WebP {
+            webp_layout::check(bytes).map_err(|reason| opened.damaged(&reason))?;
+        }
+        Ok(opened)
     }
-    limits.reserve(decoder.total_bytes()).map_err(damaged)?;
-    decoder.set_limits(limits).map_err(damaged)?;
-    let orientation = decoder.orientation().map_err(damaged)?;
-    let mut decoded = DynamicImage::from_decoder(decoder).map_err(damaged)?;
-    decoded.apply_orientation(orientation);
-    Ok(decoded)
+
+    /// The pixels, turned upright.
+    pub(super) fn decode(&self) -> Result<DynamicImage, ReadError> {
+        self.guarded(|| {
+            let mut limits = self.limits.decoder();
+            let mut decoder = self.decoder()?;
+            limits.reserve(decoder.total_bytes())?;
+            decoder.set_limits(limits)?;
+            let orientation = decoder.orientation()?;
+            let mut decoded = DynamicImage::from_decoder(decoder)?;
+            decoded.apply_orientation(orientation);
+            Ok(decoded)
+        })
+    }
+
+    fn decoder(&self) -> image::ImageResult<impl ImageDecoder + use<'a>> {
+        let mut reader = ImageReader::with_format(Cursor::new(self.bytes), self.format);
+        reader.limits(self.limits.decoder());
+        reader.into_decoder()
+    }
+
+    /// Runs foreign code over foreign bytes. A decoder that panics on a damaged file has found it to be damaged.
+    fn guarded<T>(&self, decode: impl FnOnce() -> image::ImageResult<T>) -> Result<T, ReadError> {
+        // Nothing that the closure leaves half done is looked at again.
+        match std::panic::catch_unwind(std::panic::AssertUnwindSafe(decode)) {
+            Ok(decoded) => decoded.map_err(|error| self.damaged(&error)),
+            Err(_) => Err(self.damaged(&"its decoder gave up")),
+        }
+    }
+
+    fn damaged(&self, reason: &dyn std::fmt::Display) -> ReadError {
+        ReadError::Damaged { file: self.name.to_owned(), reason: reason.to_string() }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::io::Write;
 
-    use image::{ImageFormat, Rgb, RgbImage, Rgba, RgbaImage};
+    use image::{Rgb, RgbImage, Rgba, RgbaImage};
     use proptest::prelude::*;
     use tempfile::{NamedTempFile, TempDir};
 
@@ -167,44 +271,39 @@ mod tests {
 
     fn png_of(picture: &DynamicImage) -> Vec<u8> {
         let mut bytes = Vec::new();
-        picture.write_to(&mut std::io::Cursor::new(&mut bytes), ImageFormat::Png).unwrap();
+        picture.write_to(&mut Cursor::new(&mut bytes), ImageFormat::Png).unwrap();
         bytes
     }
 
-    fn small_png() -> Vec<u8> {
-        png_of(&RgbImage::from_fn(16, 8, |x, y| Rgb([x as u8 * 16, y as u8 * 32, 77])).into())
-    }
-
-    /// A PNG whose header promises `width` × `height` pixels and whose data is a few bytes.
+    /// A PNG whose header promises `width` × `height` pixels and that has none.
     fn bomb(width: u32, height: u32) -> Vec<u8> {
-        let mut bytes = b"\x89PNG\r\n\x1a\n".to_vec();
-        let mut chunk = |kind: &[u8; 4], data: &[u8]| {
-            bytes.extend((data.len() as u32).to_be_bytes());
-            let start = bytes.len();
-            bytes.extend(kind);
-            bytes.extend(data);
-            bytes.extend(crc32(&bytes[start..]).to_be_bytes());
-        };
-        let mut header = [width.to_be_bytes(), height.to_be_bytes()].concat();
-        header.extend([8, 6, 0, 0, 0]);
-        chunk(b"IHDR", &header);
-        chunk(b"IDAT", &[0x78, 0x9c, 0x63, 0x00, 0x00, 0x00, 0x01, 0x00, 0x01]);
-        chunk(b"IEND", &[]);
+        let mut bytes = Vec::new();
+        let mut writer = png::Encoder::new(&mut bytes, width, height).write_header().unwrap();
+        writer.write_chunk(png::chunk::IDAT, &[]).unwrap();
+        drop(writer);
         bytes
     }
 
-    fn crc32(bytes: &[u8]) -> u32 {
-        !bytes.iter().fold(!0u32, |crc, &byte| {
-            (0..8)
-                .fold(crc ^ u32::from(byte), |c, _| if c & 1 == 1 { 0xedb8_8320 ^ (c >> 1) } else { c >> 1 })
-        })
+    const FORMATS: [ImageFormat; 5] =
+        [ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::WebP, ImageFormat::Gif, ImageFormat::Bmp];
+
+    /// A picture of 16 × 8 pixels in `format`.
+    fn small(format: ImageFormat) -> Vec<u8> {
+        let picture = RgbImage::from_fn(16, 8, |x, y| Rgb([x as u8 * 16, y as u8 * 32, 77]));
+        let mut bytes = Vec::new();
+        picture.write_to(&mut Cursor::new(&mut bytes), format).unwrap();
+        bytes
+    }
+
+    fn read(bytes: &[u8]) -> Result<(Picture, Option<Mask>), ReadError> {
+        read_picture_bytes(bytes, &ReadLimits::default(), "upload")
     }
 
     #[test]
     fn a_picture_is_read_as_rgb_between_0_and_1_whatever_its_extension() {
         let folder = TempDir::new().unwrap();
         let path = folder.path().join("lies.jpg");
-        std::fs::write(&path, small_png()).unwrap();
+        std::fs::write(&path, small(ImageFormat::Png)).unwrap();
         let (picture, mask) = read_picture(&path).unwrap();
         assert_eq!((picture.width(), picture.height()), (16, 8));
         assert_eq!(picture.data()[3 * (16 * 2 + 5)..][..3], [80.0 / 255.0, 64.0 / 255.0, 77.0 / 255.0]);
@@ -260,7 +359,7 @@ mod tests {
 
     #[test]
     fn a_truncated_png_is_called_damaged_at_every_length() {
-        let whole = small_png();
+        let whole = small(ImageFormat::Png);
         // The last 12 bytes are IEND, which carries no pixel.
         for length in 8..whole.len() - 12 {
             let error = read_picture(file_of(&whole[..length]).path());
@@ -268,19 +367,107 @@ mod tests {
         }
     }
 
+    #[test]
+    fn bytes_are_read_as_files_are_in_every_format() {
+        for format in FORMATS {
+            let bytes = small(format);
+            assert_eq!(read(&bytes).unwrap(), read_picture(file_of(&bytes).path()).unwrap());
+            let mask = read_mask_bytes(&bytes, &ReadLimits::default(), "mask").unwrap();
+            assert_eq!((mask.width(), mask.height()), (16, 8), "{format:?}");
+        }
+    }
+
+    #[test]
+    fn limits_are_the_callers_and_errors_name_them_and_the_upload() {
+        let bytes = small(ImageFormat::Png);
+        let limits = ReadLimits::default();
+        let refused = |limits| read_picture_bytes(&bytes, &limits, "init_image").unwrap_err().to_string();
+        assert_eq!(
+            refused(ReadLimits { bytes: 20, ..limits }),
+            format!("init_image: the file has {} bytes; the limit is 20", bytes.len())
+        );
+        let message = refused(ReadLimits { pixels: 100, ..limits });
+        assert!(message.starts_with("init_image: 16x8 pixels; the limit is 100 pixels"), "{message}");
+        let message = refused(ReadLimits { side: 15, ..limits });
+        assert!(message.contains("15 a side"), "{message}");
+        assert!(read_picture_bytes(&bytes, &ReadLimits { pixels: 128, side: 16, ..limits }, "").is_ok());
+    }
+
+    #[test]
+    fn a_header_that_promises_too_much_is_refused_in_every_format() {
+        for format in FORMATS {
+            let mut bytes = small(format);
+            let at = match format {
+                ImageFormat::Png => 16,
+                ImageFormat::Gif => 6,
+                ImageFormat::Bmp => 18,
+                ImageFormat::Jpeg => bytes.windows(2).position(|w| w == [0xff, 0xc0]).unwrap() + 5,
+                _ => 21, // lossless WebP
+            };
+            let sizes: &[u8] = match format {
+                ImageFormat::Png => &[0, 1, 0, 0, 0, 1, 0, 0],
+                ImageFormat::Bmp => &[0xff, 0xff, 0, 0, 0xff, 0xff, 0, 0],
+                ImageFormat::WebP => &[0x7f, 0x7f, 0x7f, 0x0f], // 14 bits each
+                _ => &[0x7f; 4],
+            };
+            bytes[at..at + sizes.len()].copy_from_slice(sizes);
+            let error = read(&bytes).unwrap_err();
+            // A changed PNG header no longer has its checksum.
+            let refused = matches!(error, ReadError::TooManyPixels { .. })
+                || (format == ImageFormat::Png && matches!(error, ReadError::Damaged { .. }));
+            assert!(refused, "{format:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn an_animation_whose_colours_outgrow_their_frame_is_damaged_not_a_panic() {
+        fn chunk(kind: &[u8; 4], data: &[u8]) -> Vec<u8> {
+            let mut bytes = [&kind[..], &(data.len() as u32).to_le_bytes(), data].concat();
+            bytes.resize(bytes.len().next_multiple_of(2), 0);
+            bytes
+        }
+        let rgb = vec![9; 64 * 64 * 3];
+        let lossy = webp::Encoder::from_rgb(&rgb, 64, 64).encode(50.0);
+        let mut frame = vec![0; 16];
+        (frame[6], frame[9]) = (15, 7);
+        frame.extend(chunk(b"ALPH", &[&[0][..], &[255; 16 * 8]].concat()));
+        frame.extend(&lossy[12..]);
+        let body = [
+            chunk(b"VP8X", &[0x12, 0, 0, 0, 15, 0, 0, 7, 0, 0]),
+            chunk(b"ANIM", &[0; 6]),
+            chunk(b"ANMF", &frame),
+        ]
+        .concat();
+        let bytes = [&b"RIFF"[..], &(body.len() as u32 + 4).to_le_bytes(), b"WEBP", &body].concat();
+        let error = read(&bytes).unwrap_err();
+        assert!(error.to_string().contains("different sizes"), "{error}");
+    }
+
     proptest! {
         #[test]
         fn no_bytes_make_the_reader_panic(
-            mut bytes in prop_oneof![Just(small_png()), prop::collection::vec(any::<u8>(), 0..200)],
+            mut bytes in prop_oneof![
+                4 => (0..FORMATS.len()).prop_map(|index| small(FORMATS[index])),
+                1 => Just(webp::Encoder::from_rgb(&[77; 16 * 8 * 3], 16, 8).encode(50.0).to_vec()),
+                1 => prop::collection::vec(any::<u8>(), 0..200),
+            ],
             flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..8),
+            length in any::<prop::sample::Index>(),
+            cut in any::<bool>(),
         ) {
             if !bytes.is_empty() {
                 for (index, value) in flips {
                     let at = index.index(bytes.len());
                     bytes[at] = value;
                 }
+                if cut {
+                    bytes.truncate(length.index(bytes.len()));
+                }
             }
-            let _ = read_picture(file_of(&bytes).path());
+            // Small, so that flipped dimensions do not make the test slow.
+            let limits = ReadLimits { pixels: 1 << 16, ..ReadLimits::default() };
+            let _ = read_picture_bytes(&bytes, &limits, "upload");
+            let _ = read_mask_bytes(&bytes, &limits, "upload");
         }
     }
 }
