@@ -1,12 +1,15 @@
 //! Pictures in files: read within limits, scaled, written with the recipe that made them. The buffers are the
 //! pipelines' own [`Picture`](darkroom_pipelines::Picture) and [`Mask`](darkroom_pipelines::Mask).
 
+mod encode;
+mod exif;
 mod png_file;
 mod read;
 mod recipe;
 mod scale;
 mod webp_layout;
 
+pub use encode::{EncodeError, encode};
 pub use png_file::{TextChunk, WriteError, encode_png, read_text_chunks, save_numbered, save_whole};
 pub use read::{
     MAX_BYTES, MAX_PIXELS, MAX_SIDE, ReadError, ReadLimits, read_mask, read_mask_bytes, read_picture,

@@ -1,4 +1,4 @@
-//! How a picture was made, in the two forms that other programs read back from a PNG: the `parameters` text of
+//! How a picture was made, in the two forms that other programs read back from a picture: the `parameters` text of
 //! AUTOMATIC1111's web UI, and ComfyUI's `prompt`, a workflow in API format that draws the same picture there.
 
 use std::fmt::Write as _;
@@ -71,8 +71,13 @@ impl Recipe {
     pub fn text_chunks(&self) -> Vec<TextChunk> {
         vec![
             TextChunk { keyword: "parameters".into(), text: self.parameters() },
-            TextChunk { keyword: "prompt".into(), text: ascii_json(&self.comfyui_prompt()) },
+            TextChunk { keyword: "prompt".into(), text: self.comfyui_text() },
         ]
+    }
+
+    /// [`Self::comfyui_prompt`] as ASCII text.
+    pub(super) fn comfyui_text(&self) -> String {
+        ascii_json(&self.comfyui_prompt())
     }
 
     /// AUTOMATIC1111's text: the prompt, the negative prompt if any, and one line of settings.
