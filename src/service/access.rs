@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 
 use super::{Service, ServiceError};
@@ -79,7 +80,7 @@ impl Service {
         {
             return Ok(key.clone());
         }
-        let key = self.0.store.key_by_secret(secret).await.map_err(|e| self.store_error(e))?;
+        let key = self.0.store.key_by_secret(secret, Timestamp::now()).await.map_err(|e| self.store_error(e))?;
         let key = key.map(|key| ApiKey {
             id: key.id,
             name: key.name,

@@ -7,10 +7,10 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use super::Service;
 use crate::engine::{EngineEvent, JobId};
 use crate::picture;
-use crate::task::{Change, Preview, TaskError, TaskId, TaskStatus};
+use crate::task::{Change, ImageFormat, Preview, TaskError, TaskId, TaskStatus};
 
-/// Quality of preview JPEGs.
-const PREVIEW_QUALITY: u8 = 80;
+/// How previews are written.
+const PREVIEW: ImageFormat = ImageFormat::Jpeg { quality: 80 };
 
 impl Service {
     /// Listens until the engine has ended.
@@ -75,7 +75,7 @@ impl Service {
 
     fn preview(&self, job: JobId, width: usize, height: usize, rgb: Vec<u8>) {
         let service = self.clone();
-        self.0.work.spawn_blocking(move || match picture::encode_jpeg(width, height, &rgb, PREVIEW_QUALITY) {
+        self.0.work.spawn_blocking(move || match picture::encode(width, height, &rgb, PREVIEW, None) {
             Ok(jpeg) => {
                 let preview = Preview { index: job.index, jpeg: jpeg.into() };
                 service.0.live.preview(&job.task, preview);

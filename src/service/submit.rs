@@ -103,7 +103,7 @@ impl Service {
         if keys.is_empty() {
             return Ok(Vec::new());
         }
-        let known = self.0.store.bank_lookup(&keys).await.map_err(|e| self.store_error(e))?;
+        let known = self.0.store.bank_lookup(&keys, Timestamp::now()).await.map_err(|e| self.store_error(e))?;
         let found: Vec<DrawnImage> = submission
             .images
             .iter()

@@ -23,7 +23,7 @@ use crate::config::{Config, LimitsConfig, PrecisionConfig, StorageConfig};
 use crate::engine::{Engine, Sources};
 use crate::outbound::Secret;
 use crate::picture::{ReadLimits, cover, cover_mask, read_mask_bytes, read_picture_bytes};
-use crate::store::{ImageStore, free_bytes};
+use crate::store::{CleanUpError, CleanedUp, ImageStore, Retention, clean_up, free_bytes, keep_blob};
 use crate::task::{BlobId, ImageSpec, Owner, SourceSpec, TaskError, TaskErrorKind};
 
 /// Pause between sweeps of what is past its time.
@@ -62,7 +62,7 @@ impl StorageHealth {
         let free = match *space {
             Some((at, free)) if at.elapsed() < SPACE_FRESH => free,
             _ => {
-                let free = free_bytes(&config.data_dir).ok();
+                let free = free_bytes(&config.data_dir).ok().flatten();
                 *space = Some((Instant::now(), free));
                 free
             }
@@ -168,8 +168,11 @@ impl Service {
     }
 
     async fn sweep(&self) {
-        match self.0.store.clean_up(&self.0.images, &self.0.config.storage, Timestamp::now()).await {
-            Ok(swept) if swept.images > 0 => tracing::info!(?swept, "cleared away what was past its time"),
+        let limits = Retention::from(&self.0.config.storage);
+        match clean_up(&self.0.store, &self.0.images, Timestamp::now(), &limits).await {
+            Ok(cleaned) if cleaned != CleanedUp::default() => {
+                tracing::info!(?cleaned, "cleared away what was past its time");
+            }
             Ok(_) => {}
             Err(error) => tracing::warn!(%error, "cannot clear away what is past its time"),
         }
@@ -209,11 +212,11 @@ impl Service {
     /// Keeps bytes that a task will start from. The caller has checked that they are a picture within the limits.
     pub async fn put_blob(&self, bytes: Bytes) -> Result<BlobId, ServiceError> {
         self.0.storage.check_room(&self.0.config.storage)?;
-        let id = BlobId::of(&bytes);
-        let size = bytes.len() as u64;
-        self.0.images.put_blob(&id, bytes).await.map_err(|e| self.image_error(&e))?;
-        self.0.store.note_blob(&id, size).await.map_err(|e| self.store_error(e))?;
-        Ok(id)
+        match keep_blob(&self.0.store, &self.0.images, bytes, Timestamp::now()).await {
+            Ok(id) => Ok(id),
+            Err(CleanUpError::Tasks(error)) => Err(self.store_error(error)),
+            Err(CleanUpError::Images(error)) => Err(self.image_error(&error)),
+        }
     }
 
     /// Downloads a source picture, within the limits and never from a private address.

@@ -162,14 +162,15 @@ impl Service {
 
     /// A picture of this owner.
     pub async fn image(&self, owner: &Owner, id: &ImageId) -> Result<StoredImage, ServiceError> {
-        let image = self.0.store.image(owner, id).await.map_err(|e| self.store_error(e))?;
-        self.stored_image(id, image).await
+        let found = self.0.store.image(id).await.map_err(|e| self.store_error(e))?;
+        let own = found.filter(|(_, whose)| whose == owner).map(|(image, _)| image);
+        self.stored_image(id, own).await
     }
 
     /// A picture whoever asks: for addresses that carry their own signature.
     pub async fn image_by_signature(&self, id: &ImageId) -> Result<StoredImage, ServiceError> {
-        let image = self.0.store.any_image(id).await.map_err(|e| self.store_error(e))?;
-        self.stored_image(id, image).await
+        let found = self.0.store.image(id).await.map_err(|e| self.store_error(e))?;
+        self.stored_image(id, found.map(|(image, _)| image)).await
     }
 
     async fn stored_image(

@@ -1,0 +1,197 @@
+//! Puts a server together from its configuration: store, engine, service, webhooks, HTTP. The one place that knows
+//! all parts; `cli::serve` calls it, and so can a program that embeds Darkroom.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::catalog::{Catalog, CatalogError};
+use crate::config::Config;
+use crate::http;
+use crate::metrics::{ByDelivery, Metrics};
+use crate::outbound::webhooks::{Deliverer, Delivery, Outbox};
+use crate::outbound::{
+    Client, OutboundError, SecretError, load_or_create_link_secret, load_or_create_secret,
+};
+use crate::service::{Service, ServiceError, ServiceParts};
+use crate::store::{ImageStore, ImageStoreError, StoreError, TaskStore};
+use crate::task::TaskId;
+
+/// Why a server did not start, or stopped by itself.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServerError {
+    /// The models folder or the default model.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    /// The task store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The image store.
+    #[error(transparent)]
+    Images(#[from] ImageStoreError),
+    /// Settings of outbound requests.
+    #[error(transparent)]
+    Outbound(#[from] OutboundError),
+    /// A secret that is kept in the data folder.
+    #[error(transparent)]
+    Secret(#[from] SecretError),
+    /// The service.
+    #[error(transparent)]
+    Service(#[from] ServiceError),
+    /// It would be open to everyone.
+    #[error("{host} can be reached from other machines, and there is no key")]
+    Open {
+        /// Where it would listen.
+        host: std::net::IpAddr,
+    },
+    /// The certificate or its key.
+    #[error(transparent)]
+    Tls(#[from] http::listen::TlsError),
+    /// The socket.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// Host and port.
+        address: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The socket, later.
+    #[error("serving: {0}")]
+    Serve(std::io::Error),
+}
+
+/// A server that listens.
+pub struct Server {
+    listener: TcpListener,
+    /// `http://127.0.0.1:8188`.
+    pub url: String,
+    service: Service,
+    config: Arc<Config>,
+    tls: Option<Arc<rustls::ServerConfig>>,
+}
+
+impl Server {
+    /// Opens everything and starts to listen; requests are answered from [`Self::run`] on.
+    pub async fn start(config: Config) -> Result<Self, ServerError> {
+        let config = Arc::new(config);
+        let tls = http::listen::tls_config(&config.server)?;
+        let catalog =
+            Catalog::open(config.engine.models_dir.as_deref(), config.engine.default_model.as_deref())?;
+        let outbound = Client::new(&config.outbound)?;
+        let store = TaskStore::open(&config.storage).await?;
+        if !config.server.host.is_loopback() && !config.auth.allow_anonymous && !store.has_keys().await? {
+            return Err(ServerError::Open { host: config.server.host });
+        }
+        let images = ImageStore::open(&config.storage).await?;
+        let address = (config.server.host, config.server.port);
+        let cannot = |source| ServerError::Listen { address: format!("{}:{}", address.0, address.1), source };
+        let listener = TcpListener::bind(address).await.map_err(cannot)?;
+        let bound = listener.local_addr().map_err(cannot)?;
+        let data_dir = &config.storage.data_dir;
+        let metrics = Arc::new(Metrics::default());
+        let service = Service::start(ServiceParts {
+            config: Arc::clone(&config),
+            store: store.clone(),
+            images,
+            catalog: Arc::new(catalog),
+            metrics: Arc::clone(&metrics),
+            outbound: outbound.clone(),
+            secret: load_or_create_link_secret(data_dir)?,
+        })
+        .await?;
+        let secret = load_or_create_secret(data_dir, config.outbound.webhook_secret.as_deref())?;
+        let outbox = Arc::new(StoredOutbox { store, service: service.clone(), metrics });
+        let attempts = config.outbound.webhook_attempts;
+        let deliverer = Deliverer::new(outbound, outbox, secret, attempts, service.webhook_bell());
+        tokio::spawn(deliverer.run(service.stopping().clone()));
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        Ok(Self { listener, url: format!("{scheme}://{bound}"), service, config, tls })
+    }
+
+    /// Serves until `stop`, then finishes what it can within the drain timeout. `stop_now` ends that at once.
+    pub async fn run(self, stop: CancellationToken, stop_now: CancellationToken) -> Result<(), ServerError> {
+        let Self { listener, service, config, tls, .. } = self;
+        let router = http::router(service.clone(), Arc::clone(&config));
+        let closing = CancellationToken::new();
+        let limits = config.server.clone();
+        let serving = tokio::spawn({
+            let closing = closing.clone();
+            async move { http::listen::serve(listener, tls, router, &limits, closing).await }
+        });
+        stop.cancelled().await;
+        tracing::info!("stopping: finishing what is running");
+        let patience = Duration::from_secs_f64(config.server.drain_timeout);
+        let drained = async {
+            service.drain(patience).await;
+            closing.cancel();
+            serving.await
+        };
+        tokio::select! {
+            served = drained => match served {
+                Ok(result) => result.map_err(ServerError::Serve),
+                Err(_) => Ok(()),
+            },
+            () = stop_now.cancelled() => Ok(()),
+        }
+    }
+}
+
+/// Webhooks that the task store owes.
+struct StoredOutbox {
+    store: TaskStore,
+    service: Service,
+    metrics: Arc<Metrics>,
+}
+
+impl StoredOutbox {
+    fn count(&self, outcome: &'static str) {
+        self.metrics.webhook_deliveries.get_or_create(&ByDelivery { outcome }).inc();
+    }
+}
+
+impl Outbox for StoredOutbox {
+    type Error = StoreError;
+
+    async fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<Delivery>, StoreError> {
+        let due = self.store.due_deliveries(now, limit).await?;
+        let delivery = |owed: crate::store::Delivery| Delivery {
+            id: owed.id.to_string(),
+            task_id: owed.task,
+            url: owed.url,
+            event: owed.event,
+            attempts: owed.attempts,
+        };
+        Ok(due.into_iter().map(delivery).collect())
+    }
+
+    async fn body(&self, task: &TaskId) -> Result<Option<Bytes>, StoreError> {
+        match self.service.task_for_owner(task).await {
+            Ok(view) => Ok(view.map(|view| http::webhook_body(&view, &self.service))),
+            Err(error) => Err(StoreError::Unavailable { message: error.to_string() }),
+        }
+    }
+
+    async fn done(&self, id: &str) -> Result<(), StoreError> {
+        self.count("delivered");
+        self.store.delivery_done(&delivery_id(id)?).await
+    }
+
+    async fn retry(&self, id: &str, next_at: Timestamp) -> Result<(), StoreError> {
+        self.count("failed");
+        self.store.delivery_retry(&delivery_id(id)?, next_at).await
+    }
+
+    async fn give_up(&self, id: &str) -> Result<(), StoreError> {
+        self.count("given_up");
+        self.store.delivery_given_up(&delivery_id(id)?).await
+    }
+}
+
+fn delivery_id(id: &str) -> Result<uuid::Uuid, StoreError> {
+    id.parse().map_err(|_| StoreError::Defect { message: format!("'{id}' is not a delivery's id") })
+}
