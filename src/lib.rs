@@ -11,6 +11,7 @@ pub mod engine;
 pub mod expressions;
 pub mod hub;
 pub mod metrics;
+pub mod outbound;
 pub mod pack_json;
 pub mod picture;
 pub mod task;
