@@ -414,7 +414,8 @@ impl Pipeline {
         Ok(SourceLatent { latent, mask })
     }
 
-    fn encode_picture(&self, picture: &Picture) -> Result<Tensor, PipelineError> {
+    /// `[4, h/8, w/8]`, network scale.
+    pub(crate) fn encode_picture(&self, picture: &Picture) -> Result<Tensor, PipelineError> {
         let pixels = picture.cropped_to_multiple(PIXELS_PER_CELL).to_tensor(&self.device)?;
         let (_, _, height, width) = pixels.dims4()?;
         let (rows, columns) = (height / PIXELS_PER_CELL, width / PIXELS_PER_CELL);

@@ -62,6 +62,8 @@ pub struct Sample {
     guidance: Guidance,
     repaint: Option<Repaint>,
     steps: usize,
+    /// What the last evaluation took the finished latent to be.
+    denoised: Option<Tensor>,
 }
 
 /// What the network is to evaluate for one sample: the latent as it sees it, and its noise level.
@@ -83,12 +85,12 @@ impl Sample {
             Advance::Evaluate { latent, sigma } => State::Running { sampler, latent, sigma },
             Advance::Done(latent) => State::Done(latent),
         };
-        Self { state, guidance, repaint, steps }
+        Self { state, guidance, repaint, steps, denoised: None }
     }
 
     /// A sample with nothing left to do.
     pub(crate) fn finished(latent: Tensor, guidance: Guidance) -> Self {
-        Self { state: State::Done(latent), guidance, repaint: None, steps: 0 }
+        Self { state: State::Done(latent), guidance, repaint: None, steps: 0, denoised: None }
     }
 
     /// The finished latent, `[4, h/8, w/8]` in the network's scale, once there is one.
@@ -96,6 +98,15 @@ impl Sample {
         match &self.state {
             State::Done(latent) => Some(latent),
             State::Running { .. } => None,
+        }
+    }
+
+    /// The latent to show while this sample is under way, `[4, h/8, w/8]` in the network's scale: the finished one,
+    /// else what the last evaluation took it to be, else the noise it starts from.
+    pub fn preview_latent(&self) -> &Tensor {
+        match (&self.state, &self.denoised) {
+            (State::Done(latent), _) | (State::Running { .. }, Some(latent)) => latent,
+            (State::Running { latent, .. }, None) => latent,
         }
     }
 
@@ -149,13 +160,17 @@ impl Sample {
             Some(repaint) => repaint.blend(&guided, &repaint.latent)?,
             None => guided,
         };
+        self.denoised = Some(guided.clone());
         match sampler.advance(&Denoised { guided, uncond: uncond.cloned() })? {
             Advance::Evaluate { latent, sigma } => {
                 if let State::Running { latent: at, sigma: level, .. } = &mut self.state {
                     (*at, *level) = (latent, sigma);
                 }
             }
-            Advance::Done(latent) => self.state = State::Done(latent),
+            Advance::Done(latent) => {
+                self.state = State::Done(latent);
+                self.denoised = None;
+            }
         }
         Ok(())
     }
