@@ -1,4 +1,4 @@
-//! Pictures in files: read within limits, scaled, written with the recipe that made them. The buffers are the
+//! Pictures in files: read within limits, scaled, encoded with the recipe that made them, written. The buffers are the
 //! pipelines' own [`Picture`](darkroom_pipelines::Picture) and [`Mask`](darkroom_pipelines::Mask).
 
 mod encode;
@@ -7,6 +7,7 @@ mod png_file;
 mod read;
 mod recipe;
 mod scale;
+mod thumbnail;
 mod webp_layout;
 
 pub use encode::{EncodeError, encode};
@@ -17,3 +18,4 @@ pub use read::{
 };
 pub use recipe::{Origin, Recipe};
 pub use scale::{cover, cover_mask};
+pub use thumbnail::{ThumbnailError, thumbnail};

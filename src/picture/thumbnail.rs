@@ -1,0 +1,158 @@
+//! Small versions of stored pictures, for lists and galleries.
+
+use image::imageops::{self, FilterType};
+use image::{DynamicImage, ImageBuffer, Pixel};
+
+use super::encode::lossy_webp;
+use super::read::Opened;
+use super::{EncodeError, ReadError, ReadLimits};
+
+/// Quality of the WebP.
+const QUALITY: u8 = 80;
+/// A picture at least this many times too wide is shrunk by plain averaging to `BEFORE_FILTER` times the width
+/// first, which costs little and hides behind the filter.
+const FAR_TOO_WIDE: u32 = 4;
+const BEFORE_FILTER: u32 = 2;
+/// What the picture is called in errors.
+const NAME: &str = "the stored picture";
+
+/// Why there is no thumbnail.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ThumbnailError {
+    /// The picture cannot be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// The small picture cannot be written.
+    #[error(transparent)]
+    Encode(#[from] EncodeError),
+}
+
+/// The picture in `bytes`, scaled down to `width` pixels a row with its proportions kept, and its media type: a
+/// lossy WebP without metadata. A picture that is no wider comes back as it is.
+pub fn thumbnail(
+    bytes: &[u8],
+    width: u32,
+    limits: &ReadLimits,
+) -> Result<(Vec<u8>, &'static str), ThumbnailError> {
+    let opened = Opened::new(bytes, limits, NAME)?;
+    let unchanged = || Ok((bytes.to_vec(), opened.format.to_mime_type()));
+    // Whichever side EXIF puts at the bottom.
+    if opened.width.max(opened.height) <= width {
+        return unchanged();
+    }
+    let picture = opened.decode()?;
+    if picture.width() <= width {
+        return unchanged();
+    }
+    let width = width.max(1);
+    let exact = f64::from(picture.height()) * f64::from(width) / f64::from(picture.width());
+    let height = (exact.round() as u32).max(1);
+    let small = if picture.color().has_alpha() {
+        let pixels = shrunk(&into_rgba8(picture), width, height);
+        lossy_webp(&webp::Encoder::from_rgba(&pixels, width, height), QUALITY)?
+    } else {
+        let pixels = shrunk(&picture.into_rgb8(), width, height);
+        lossy_webp(&webp::Encoder::from_rgb(&pixels, width, height), QUALITY)?
+    };
+    Ok((small, "image/webp"))
+}
+
+/// Invisible pixels take no colour into the average.
+fn into_rgba8(picture: DynamicImage) -> image::RgbaImage {
+    let mut picture = picture.into_rgba8();
+    for pixel in picture.pixels_mut().filter(|pixel| pixel[3] == 0) {
+        pixel.0 = [0; 4];
+    }
+    picture
+}
+
+fn shrunk<P>(picture: &ImageBuffer<P, Vec<u8>>, width: u32, height: u32) -> Vec<u8>
+where
+    P: Pixel<Subpixel = u8> + 'static,
+{
+    if picture.width() / width >= FAR_TOO_WIDE && picture.height() / height >= FAR_TOO_WIDE {
+        let halfway = imageops::thumbnail(picture, BEFORE_FILTER * width, BEFORE_FILTER * height);
+        return imageops::resize(&halfway, width, height, FilterType::Lanczos3).into_raw();
+    }
+    imageops::resize(picture, width, height, FilterType::Lanczos3).into_raw()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use image::{ImageFormat, Rgb, RgbImage, Rgba, RgbaImage};
+
+    use super::*;
+
+    fn png_of(picture: &DynamicImage) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        picture.write_to(&mut Cursor::new(&mut bytes), ImageFormat::Png).unwrap();
+        bytes
+    }
+
+    /// The left half red, the right half blue.
+    fn halves(width: u32, height: u32) -> Vec<u8> {
+        let colour = |x| if x < width / 2 { Rgb([220, 20, 20]) } else { Rgb([20, 20, 220]) };
+        png_of(&RgbImage::from_fn(width, height, |x, _| colour(x)).into())
+    }
+
+    fn small(bytes: &[u8], width: u32) -> DynamicImage {
+        let (bytes, mime) = thumbnail(bytes, width, &ReadLimits::default()).unwrap();
+        assert_eq!(mime, "image/webp");
+        assert_eq!(image::guess_format(&bytes).unwrap(), ImageFormat::WebP);
+        image::load_from_memory(&bytes).unwrap()
+    }
+
+    #[test]
+    fn a_thumbnail_is_the_picture_smaller_with_its_proportions() {
+        // By the filter alone, and by averages first.
+        for width in [100, 40] {
+            let picture = small(&halves(300, 150), width).into_rgb8();
+            assert_eq!((picture.width(), picture.height()), (width, width / 2));
+            for (x, expected) in [(width / 4, [220, 20, 20]), (width * 3 / 4, [20, 20, 220])] {
+                let found = picture.get_pixel(x, width / 4).0;
+                let off = found.iter().zip(expected).map(|(a, b): (&u8, u8)| a.abs_diff(b)).max();
+                assert!(off < Some(12), "{found:?}, not {expected:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_picture_no_wider_comes_back_as_it_is() {
+        let bytes = halves(64, 200);
+        for width in [64, 100, 5000] {
+            let unchanged = thumbnail(&bytes, width, &ReadLimits::default()).unwrap();
+            assert_eq!(unchanged, (bytes.clone(), "image/png"));
+        }
+    }
+
+    #[test]
+    fn a_sliver_keeps_a_row_and_no_width_is_one_pixel() {
+        let picture = small(&halves(1000, 2), 50);
+        assert_eq!((picture.width(), picture.height()), (50, 1));
+        assert_eq!(small(&halves(30, 30), 0).width(), 1);
+    }
+
+    #[test]
+    fn transparency_stays() {
+        let alpha = |x| if x < 50 { 0 } else { 255 };
+        let picture = RgbaImage::from_fn(100, 40, |x, _| Rgba([200, 100, 50, alpha(x)]));
+        let picture = small(&png_of(&picture.into()), 20).into_rgba8();
+        assert!(picture.get_pixel(2, 4)[3] < 10 && picture.get_pixel(17, 4)[3] > 245);
+    }
+
+    #[test]
+    fn limits_hold_and_damage_is_named() {
+        let limits = ReadLimits { pixels: 1000, ..ReadLimits::default() };
+        let refused = |bytes: &[u8]| match thumbnail(bytes, 16, &limits) {
+            Err(ThumbnailError::Read(error)) => error,
+            other => panic!("{other:?}"),
+        };
+        assert!(matches!(refused(&halves(40, 40)), ReadError::TooManyPixels { .. }));
+        let bytes = halves(30, 30);
+        assert!(matches!(refused(&bytes[..bytes.len() - 30]), ReadError::Damaged { .. }));
+        assert!(matches!(refused(b"text"), ReadError::UnknownFormat { .. }));
+    }
+}
