@@ -22,7 +22,6 @@ pub use denoise::Denoiser;
 pub use error::PipelineError;
 pub use picture::{Mask, Picture};
 pub use pipeline::{Pipeline, PromptText, RequestPrompts, SourceLatent, StepReport};
-pub use pipeline::{Pipeline, StepReport};
 pub use preview::LatentPreview;
 pub use request::{ImageRequest, InpaintMode, Limits, PIXELS_PER_CELL, Source};
 pub use sample::{Guidance, Sample};
