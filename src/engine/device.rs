@@ -581,8 +581,7 @@ impl DeviceThread {
                 LatentPreview::fit(pipeline).map_err(|e| tracing::warn!("no previews: {e}")).ok()
             });
             let Some(preview) = preview else { continue };
-            let Some(latent) = sample.preview_latent() else { continue };
-            let Ok(picture) = preview.render(latent) else { continue };
+            let Ok(picture) = preview.render(sample.preview_latent()) else { continue };
             active.previewed = Some(now);
             self.shared.tell(EngineEvent::Preview {
                 job: active.ticket.job.id.clone(),

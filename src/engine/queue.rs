@@ -15,6 +15,8 @@ use crate::task::{Owner, Priority, TaskId};
 
 /// Every so many batches one is headed by the picture that has waited longest.
 const AGED_TURN: u64 = 4;
+/// How long pictures of models that are there may go before one whose model waits for room.
+const MODEL_PATIENCE: Duration = Duration::from_secs(3);
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Lane {
@@ -89,6 +91,22 @@ impl Rank {
     }
 }
 
+/// A picture whose model waits for room, which others may not keep from it for ever.
+#[derive(Debug, Clone, Copy)]
+struct Barrier {
+    rank: Rank,
+    /// Whether it has waited long enough for everything behind it to stand back.
+    strict: bool,
+}
+
+impl Barrier {
+    /// Whether a picture may start before it. Swapping weights costs more than a few steps: for a while, pictures of
+    /// models that are there go first, so that each load serves many.
+    fn lets_pass(&self, rank: &Rank) -> bool {
+        rank.before(&self.rank).is_lt() || (!self.strict && rank.priority == self.rank.priority)
+    }
+}
+
 /// Something that could be in the next batch.
 #[derive(Clone, Copy)]
 enum Candidate<'q> {
@@ -147,7 +165,7 @@ impl Queue {
     ) -> Option<StepBatch> {
         let mut candidates: Vec<Candidate<'_>> =
             running.iter().enumerate().map(|(i, ticket)| Candidate::Running(i, ticket)).collect();
-        let mut barrier: Option<Rank> = None;
+        let mut barrier: Option<Barrier> = None;
         let mut free: HashMap<&BatchKey, usize> = HashMap::new();
         for ticket in running {
             if let Places::Ready(n) = places(&ticket.key) {
@@ -163,8 +181,9 @@ impl Queue {
                 }
                 Places::Later { needs_room: true } => {
                     let rank = self.rank(head, 0.0);
-                    if barrier.is_none_or(|b| rank.before(&b).is_lt()) {
-                        barrier = Some(rank);
+                    if barrier.is_none_or(|b| rank.before(&b.rank).is_lt()) {
+                        let waited = now.saturating_duration_since(head.since);
+                        barrier = Some(Barrier { rank, strict: waited >= MODEL_PATIENCE });
                     }
                 }
                 Places::Later { needs_room: false } => {}
@@ -175,7 +194,7 @@ impl Queue {
             Candidate::Running(..) => true,
             Candidate::Waiting(_, ticket) => {
                 (joins > 0 || ticket.job.priority == Priority::Urgent)
-                    && barrier.is_none_or(|b| self.rank(ticket, 0.0).before(&b).is_lt())
+                    && barrier.is_none_or(|b| b.lets_pass(&self.rank(ticket, 0.0)))
             }
         });
         let by_rank = |a: &&Candidate<'_>, b: &&Candidate<'_>| {
@@ -218,7 +237,7 @@ impl Queue {
         key: &BatchKey,
         places: usize,
         mut joins: usize,
-        barrier: Option<Rank>,
+        barrier: Option<Barrier>,
     ) -> (Vec<usize>, Vec<(Lane, usize)>) {
         let mut advance = Vec::new();
         let mut taken: Vec<(&Lane, usize)> = Vec::new();
@@ -242,7 +261,7 @@ impl Queue {
                     let from = taken.iter().find(|(known, _)| known == lane).map_or(0, |(_, n)| *n);
                     let ticket = tickets.get(from)?;
                     let may = (joins > 0 || ticket.job.priority == Priority::Urgent)
-                        && barrier.is_none_or(|b| self.rank(ticket, 0.0).before(&b).is_lt());
+                        && barrier.is_none_or(|b| b.lets_pass(&self.rank(ticket, 0.0)));
                     may.then_some(Candidate::Waiting(lane, ticket))
                 });
                 running.chain(waiting).min_by(|a, b| {

@@ -187,10 +187,25 @@ fn a_model_that_waits_for_room_is_not_overtaken_by_younger_pictures() {
     assert_eq!(line.step_with(&places, 100, 0), ["m1"]);
     line.add("n1", owner(1), Priority::Standard, "n", 64);
     line.add("m2", owner(1), Priority::Standard, "m", 64);
-    assert_eq!(line.step_with(&places, 100, 0), ["m1"], "m2 would keep m in use for ever");
+    assert_eq!(line.step_with(&places, 100, 1), ["m1", "m2"], "one load should serve all who wait");
+    line.add("m3", owner(1), Priority::Standard, "m", 64);
+    assert_eq!(line.step_with(&places, 100, 9), ["m1", "m2"], "m3 would keep m in use for ever");
     line.end("m1");
+    line.end("m2");
+    assert_eq!(line.step_with(&places, 100, 9), [""; 0]);
+    assert_eq!(line.step(1, 9), ["n1"], "there is room now");
+}
+
+#[test]
+fn an_urgent_picture_of_a_model_that_waits_for_room_holds_lesser_ones_back_at_once() {
+    let mut line = Line::new();
+    line.add("u", owner(1), Priority::Urgent, "n", 64);
+    line.add("m", owner(1), Priority::Standard, "m", 64);
+    let places = |key: &BatchKey| match &*key.model {
+        "m" => Places::Ready(4),
+        _ => Places::Later { needs_room: true },
+    };
     assert_eq!(line.step_with(&places, 100, 0), [""; 0]);
-    assert_eq!(line.step(4, 0), ["n1"], "there is room now");
 }
 
 #[test]

@@ -80,7 +80,8 @@ impl Service {
         {
             return Ok(key.clone());
         }
-        let key = self.0.store.key_by_secret(secret, Timestamp::now()).await.map_err(|e| self.store_error(e))?;
+        let key =
+            self.0.store.key_by_secret(secret, Timestamp::now()).await.map_err(|e| self.store_error(e))?;
         let key = key.map(|key| ApiKey {
             id: key.id,
             name: key.name,

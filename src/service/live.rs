@@ -83,7 +83,8 @@ impl Live {
             *steps = (done, total.max(done));
         }
         let first_unfinished = |(done, total): &(usize, usize)| done < total;
-        let position = self.steps.iter().position(first_unfinished).unwrap_or(self.steps.len().saturating_sub(1));
+        let position =
+            self.steps.iter().position(first_unfinished).unwrap_or(self.steps.len().saturating_sub(1));
         let line = step_line(self.kind, &self.images, position);
         if self.current_step.as_deref() != Some(line.as_str()) {
             self.current_step = Some(line.into());
@@ -100,6 +101,9 @@ impl Live {
     pub(super) fn take_image(&mut self, id: &TaskId, image: DrawnImage) {
         if let Some(steps) = self.steps.get_mut(image.index) {
             steps.0 = steps.1;
+        }
+        if self.drawn.iter().any(|known| known.index == image.index) {
+            return;
         }
         self.drawn.push(image.clone());
         self.drawn.sort_by_key(|image| image.index);

@@ -16,9 +16,9 @@ mod upkeep;
 mod view;
 mod write;
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use tokio::sync::{Notify, Semaphore};
@@ -28,13 +28,15 @@ use tokio_util::task::TaskTracker;
 pub use access::ApiKey;
 pub use live::Subscription;
 pub use models::{ModelDefaults, ModelInfo, Residency};
+pub use submit::Submitted;
+pub use upkeep::{request_limits, source_limits};
 
 use crate::catalog::Catalog;
 use crate::config::Config;
 use crate::engine::{Engine, EngineOptions, Outlook};
 use crate::metrics::Metrics;
 use crate::outbound::{Client, Secret};
-use crate::store::{ImageStore, ImageStoreError, StoreError, TaskStore};
+use crate::store::{ImageStore, TaskStore};
 use crate::task::{DrawnImage, ImageSpec, Priority, Task, TaskId, TaskKind};
 use live::LiveTasks;
 
@@ -227,13 +229,3 @@ pub enum ServiceError {
         message: String,
     },
 }
-
-/// An accepted task.
-#[derive(Debug, Clone)]
-pub struct Submitted {
-    /// The task with its place in the queue.
-    pub view: TaskView,
-    /// False when an idempotency key named an earlier one.
-    pub created: bool,
-}
-

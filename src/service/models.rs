@@ -65,7 +65,6 @@ pub struct ModelDefaults {
     pub negative_prompt: String,
 }
 
-
 impl Service {
     /// Every model: on disk and built in. Looks at the disk.
     pub fn models(&self) -> Vec<ModelInfo> {
@@ -124,7 +123,8 @@ impl Service {
         residency: &std::collections::HashMap<String, engine::Residency>,
     ) -> ModelInfo {
         let catalog = &self.0.catalog;
-        let pinned = |name: &String| name == &entry.id || catalog.find(name).is_some_and(|e| e.id == entry.id);
+        let pinned =
+            |name: &String| name == &entry.id || catalog.find(name).is_some_and(|e| e.id == entry.id);
         ModelInfo {
             family: family(&entry),
             bytes: entry.bytes,

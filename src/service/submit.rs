@@ -75,7 +75,10 @@ impl Service {
                 webhook_url,
                 created_at: Timestamp::now(),
             };
-            tasks.push((task, idempotency.map(|i| store::Idempotency { key: i.key, fingerprint: i.fingerprint })));
+            tasks.push((
+                task,
+                idempotency.map(|i| store::Idempotency { key: i.key, fingerprint: i.fingerprint }),
+            ));
         }
         let inserted = self.0.store.insert(tasks).await.map_err(|e| self.store_error(e))?;
         let mut submitted = Vec::with_capacity(inserted.len());
@@ -86,7 +89,7 @@ impl Service {
             };
             if created && !task.status.is_final() {
                 room.keep_one();
-                self.start(&task);
+                self.begin(&task);
             } else if created {
                 self.count_end(&task, task.status);
                 self.0.webhooks.notify_one();
@@ -98,12 +101,17 @@ impl Service {
 
     /// Pictures that the expression bank has.
     async fn from_bank(&self, submission: &Submission) -> Result<Vec<DrawnImage>, ServiceError> {
-        let keys: Vec<String> =
-            submission.images.iter().filter_map(|spec| spec.bank.as_ref()).map(|bank| bank.key.clone()).collect();
+        let keys: Vec<String> = submission
+            .images
+            .iter()
+            .filter_map(|spec| spec.bank.as_ref())
+            .map(|bank| bank.key.clone())
+            .collect();
         if keys.is_empty() {
             return Ok(Vec::new());
         }
-        let known = self.0.store.bank_lookup(&keys, Timestamp::now()).await.map_err(|e| self.store_error(e))?;
+        let known =
+            self.0.store.bank_lookup(&keys, Timestamp::now()).await.map_err(|e| self.store_error(e))?;
         let found: Vec<DrawnImage> = submission
             .images
             .iter()
@@ -120,7 +128,7 @@ impl Service {
     }
 
     /// Queues what a stored task still lacks.
-    pub(super) fn start(&self, task: &Task) {
+    pub(super) fn begin(&self, task: &Task) {
         let viewers = self.0.live.add(task);
         self.0.engine.submit(jobs(task, &viewers));
     }
@@ -178,8 +186,9 @@ impl Service {
         // On a task of its own, as for submitting: half a cancellation helps nobody.
         let (service, task) = (self.clone(), id.clone());
         let cancelled = self.0.work.spawn(async move { service.take_back(&task).await }).await;
-        let was_first = cancelled
-            .unwrap_or_else(|error| Err(ServiceError::Internal { message: format!("cancelling: {error}") }))?;
+        let was_first = cancelled.unwrap_or_else(|error| {
+            Err(ServiceError::Internal { message: format!("cancelling: {error}") })
+        })?;
         let view = self.task(owner, id).await?;
         if was_first {
             Ok(view)

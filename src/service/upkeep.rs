@@ -91,8 +91,8 @@ impl Service {
             runtime: tokio::runtime::Handle::current(),
         });
         let options = engine_options(&config);
-        let (engine, events) =
-            Engine::start(options, Arc::clone(&catalog), Arc::clone(&metrics), sources).map_err(|e| internal(&e))?;
+        let (engine, events) = Engine::start(options, Arc::clone(&catalog), Arc::clone(&metrics), sources)
+            .map_err(|e| internal(&e))?;
         let writers = Arc::new(Semaphore::new(config.engine.image_writers.max(1)));
         let service = Self(Arc::new(Inner {
             config,
@@ -126,7 +126,7 @@ impl Service {
                 counted.total += 1;
                 *counted.by_owner.entry(task.owner.clone()).or_default() += 1;
             }
-            service.start(task);
+            service.begin(task);
         }
         let upkeep = service.clone();
         tokio::spawn(async move { upkeep.upkeep().await });
@@ -333,8 +333,8 @@ impl Sources for StoredSources {
             return Ok(Source::Empty { width: spec.width, height: spec.height });
         };
         let bytes = self.blob(image)?;
-        let (picture, alpha) = read_picture_bytes(&bytes, &self.limits, "init_image")
-            .map_err(|e| invalid(e.to_string()))?;
+        let (picture, alpha) =
+            read_picture_bytes(&bytes, &self.limits, "init_image").map_err(|e| invalid(e.to_string()))?;
         let impossible = || invalid("init_image cannot be scaled to the size asked for".to_owned());
         let (width, height) = (spec.width, spec.height);
         let scaled = cover(&picture, width, height).ok_or_else(impossible)?;
@@ -344,7 +344,9 @@ impl Sources for StoredSources {
                 let bytes = self.blob(id)?;
                 read_mask_bytes(&bytes, &self.limits, "mask").map_err(|e| invalid(e.to_string()))?
             }
-            None => alpha.ok_or_else(|| invalid("init_image has no transparent areas to repaint".to_owned()))?,
+            None => {
+                alpha.ok_or_else(|| invalid("init_image has no transparent areas to repaint".to_owned()))?
+            }
         };
         let mask = cover_mask(&mask, width, height).ok_or_else(impossible)?;
         let mode = match inpaint.fill_grow {

@@ -42,8 +42,8 @@ impl Service {
         after: Option<&TaskId>,
         limit: usize,
     ) -> Result<TaskPage, ServiceError> {
-        let mut tasks = (self.0.store.list(owner, status, after, limit + 1).await)
-            .map_err(|e| self.store_error(e))?;
+        let mut tasks =
+            (self.0.store.list(owner, status, after, limit + 1).await).map_err(|e| self.store_error(e))?;
         let more = tasks.len() > limit;
         tasks.truncate(limit);
         let next = if more { tasks.last().map(|task| task.id.clone()) } else { None };

@@ -53,8 +53,10 @@ impl Service {
         drop(unwritten);
         self.0.metrics.stage("write", started.elapsed());
         match stored {
-            ImageStored::New { completed } => self.image_stored(&job.id.task, image, completed),
-            ImageStored::Repeated => {}
+            // Repeated: an earlier try was stored although its answer was lost.
+            ImageStored::New { completed } | ImageStored::Repeated { completed } => {
+                self.image_stored(&job.id.task, image, completed);
+            }
             ImageStored::TaskIsFinal => {
                 // Taken back while it was written: the file belongs to no one.
                 if let Err(error) = self.0.images.delete_image(&id, format).await {

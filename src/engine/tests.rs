@@ -1,0 +1,293 @@
+//! The engine with the built-in model: real threads, real pictures, no storage and no HTTP.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use darkroom_models::Precision;
+use darkroom_pipelines::{Limits, Source};
+use tokio::sync::mpsc::UnboundedReceiver;
+
+use super::*;
+use crate::task::{ImageFormat, ImageSpec, Owner, Priority, SourceSpec, TaskErrorKind, TaskKind};
+
+/// Largest difference of 8-bit values between a picture drawn in a batch and the same drawn alone.
+const TOLERANCE: u8 = 1;
+
+struct NoSources;
+
+impl Sources for NoSources {
+    fn open(&self, spec: &ImageSpec) -> Result<Source, TaskError> {
+        Ok(Source::Empty { width: spec.width, height: spec.height })
+    }
+}
+
+fn options() -> EngineOptions {
+    EngineOptions {
+        devices: vec!["cpu".into()],
+        precision: Precision::Full,
+        limits: Limits::default(),
+        memory_budget: 4 << 30,
+        max_batch: 8,
+        pinned: Vec::new(),
+        prompt_cache_bytes: 1 << 20,
+        preview_every: Some(Duration::ZERO),
+        age_after: Duration::from_secs(30),
+        max_unwritten: 64,
+    }
+}
+
+fn spec(prompt: &str, side: usize, steps: usize, seed: u64) -> ImageSpec {
+    ImageSpec {
+        model: "tiny-sdxl".into(),
+        prompt: prompt.into(),
+        negative_prompt: "blurry".into(),
+        width: side,
+        height: side,
+        steps,
+        cfg: 5.0,
+        sampler: "euler".into(),
+        scheduler: "normal".into(),
+        seed,
+        denoise: 1.0,
+        clip_skip: None,
+        source: SourceSpec::Empty,
+        format: ImageFormat::Png,
+        metadata: false,
+        label: None,
+        bank: None,
+    }
+}
+
+fn job(spec: ImageSpec, priority: Priority) -> Job {
+    Job {
+        id: JobId { task: TaskId::new(TaskKind::Images), index: 0 },
+        spec: Arc::new(spec),
+        owner: Owner::Anyone,
+        priority,
+        viewers: Viewers::default(),
+    }
+}
+
+fn start(options: EngineOptions) -> (Engine, UnboundedReceiver<EngineEvent>, Arc<Metrics>) {
+    let catalog = Arc::new(Catalog::open(None, None).unwrap());
+    let metrics = Arc::new(Metrics::default());
+    let (engine, events) =
+        Engine::start(options, catalog, Arc::clone(&metrics), Arc::new(NoSources)).unwrap();
+    (engine, events, metrics)
+}
+
+async fn next(events: &mut UnboundedReceiver<EngineEvent>) -> EngineEvent {
+    tokio::time::timeout(Duration::from_secs(120), events.recv()).await.unwrap().unwrap()
+}
+
+/// Waits for so many pictures; by task.
+async fn drawn(events: &mut UnboundedReceiver<EngineEvent>, count: usize) -> HashMap<TaskId, Vec<u8>> {
+    let mut pictures = HashMap::new();
+    while pictures.len() < count {
+        match next(events).await {
+            EngineEvent::Drawn(drawn) => drop(pictures.insert(drawn.job.id.task.clone(), drawn.rgb)),
+            EngineEvent::Failed { error, .. } => panic!("{error:?}"),
+            _ => {}
+        }
+    }
+    pictures
+}
+
+#[tokio::test]
+async fn pictures_that_share_step_batches_are_those_drawn_alone() {
+    let mut sdxl = spec("1boy, red shirt", 64, 4, 9);
+    sdxl.sampler = "heun".into();
+    sdxl.cfg = 1.0;
+    let mut ancestral = spec("1girl, smile", 64, 5, 10);
+    ancestral.sampler = "euler_ancestral".into();
+    let specs = [
+        spec("1girl, blonde hair", 64, 3, 7),
+        spec("1girl, blonde hair, (smile:1.3)", 64, 6, 8),
+        sdxl,
+        ancestral,
+        spec("1girl", 96, 2, 11),
+    ];
+    let jobs: Vec<Job> = specs.into_iter().map(|spec| job(spec, Priority::Standard)).collect();
+    let (engine, mut events, metrics) = start(options());
+    engine.submit(jobs.clone());
+    let together = drawn(&mut events, jobs.len()).await;
+    let batches = metrics.step_batches.load(Ordering::Relaxed);
+    let samples = metrics.stepped_samples.load(Ordering::Relaxed);
+    assert!(samples > batches * 3 / 2, "{samples} samples in {batches} batches: they did not share steps");
+    for job in jobs {
+        engine.submit([job.clone()]);
+        let alone = drawn(&mut events, 1).await;
+        let (together, alone) = (&together[&job.id.task], &alone[&job.id.task]);
+        let worst = together.iter().zip(alone).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
+        assert!(worst <= TOLERANCE, "{worst} levels apart: {:?}", job.spec);
+    }
+}
+
+#[tokio::test]
+async fn an_urgent_picture_starts_within_one_step_of_a_full_device() {
+    let (engine, mut events, _) = start(EngineOptions { max_batch: 2, ..options() });
+    let crowd: Vec<Job> = (0..20).map(|i| job(spec("1girl", 64, 60, i), Priority::Standard)).collect();
+    engine.submit(crowd.clone());
+    while !matches!(next(&mut events).await, EngineEvent::Stepped { .. }) {}
+    let urgent = job(spec("1boy", 64, 2, 1), Priority::Urgent);
+    engine.submit([urgent.clone()]);
+    let mut steps_before = 0;
+    loop {
+        match next(&mut events).await {
+            EngineEvent::Started { job, .. } if job == urgent.id => break,
+            EngineEvent::Stepped { .. } => steps_before += 1,
+            _ => {}
+        }
+    }
+    // One step may have been on its way, one more event in the channel.
+    assert!(steps_before <= 2, "{steps_before} steps went by");
+    for job in crowd {
+        engine.cancel(&job.id.task);
+    }
+}
+
+#[tokio::test]
+async fn a_cancelled_picture_makes_no_further_step_than_the_one_on_its_way() {
+    let (engine, mut events, _) = start(options());
+    let endless = job(spec("1girl", 64, 1000, 1), Priority::Standard);
+    engine.submit([endless.clone()]);
+    while !matches!(next(&mut events).await, EngineEvent::Stepped { .. }) {}
+    engine.cancel(&endless.id.task);
+    let after = job(spec("1girl", 64, 2, 1), Priority::Standard);
+    engine.submit([after.clone()]);
+    let (mut steps, mut started) = (0, false);
+    loop {
+        match next(&mut events).await {
+            EngineEvent::Started { .. } => started = true,
+            EngineEvent::Stepped { samples } => {
+                let endless_there = samples.iter().any(|(id, ..)| *id == endless.id);
+                assert!(!(started && endless_there), "it still steps");
+                steps += usize::from(endless_there);
+            }
+            EngineEvent::Drawn(drawn) => {
+                assert_eq!(drawn.job.id, after.id);
+                break;
+            }
+            EngineEvent::Failed { error, .. } => panic!("{error:?}"),
+            EngineEvent::Preview { .. } => {}
+        }
+    }
+    assert!(steps <= 2, "{steps}");
+    assert_eq!(engine.outlooks().len(), 0);
+}
+
+#[tokio::test]
+async fn previews_are_made_only_while_someone_looks() {
+    let (engine, mut events, _) = start(options());
+    let unseen = job(spec("1girl", 64, 4, 1), Priority::Standard);
+    engine.submit([unseen]);
+    loop {
+        match next(&mut events).await {
+            EngineEvent::Preview { .. } => panic!("nobody looks"),
+            EngineEvent::Drawn(_) => break,
+            _ => {}
+        }
+    }
+    let seen = job(spec("1girl", 64, 4, 1), Priority::Standard);
+    let _viewing = seen.viewers.join();
+    engine.submit([seen]);
+    let mut previews = 0;
+    loop {
+        match next(&mut events).await {
+            EngineEvent::Preview { width, height, rgb, .. } => {
+                assert_eq!((width, height, rgb.len()), (8, 8, 8 * 8 * 3));
+                previews += 1;
+            }
+            EngineEvent::Drawn(_) => break,
+            _ => {}
+        }
+    }
+    assert!(previews >= 2, "{previews}");
+}
+
+#[tokio::test]
+async fn what_does_not_fit_the_memory_budget_is_refused_and_the_rest_goes_on() {
+    let weights = Catalog::open(None, None).unwrap().find("embedded").unwrap().bytes;
+    let (engine, mut events, _) = start(EngineOptions { memory_budget: weights + (64 << 20), ..options() });
+    let (large, small) = (spec("1girl", 2048, 1, 1), spec("1girl", 64, 2, 1));
+    engine.submit([job(large, Priority::Standard), job(small, Priority::Standard)]);
+    let (mut failed, mut drawn) = (None, false);
+    while failed.is_none() || !drawn {
+        match next(&mut events).await {
+            EngineEvent::Failed { error, .. } => failed = Some(error),
+            EngineEvent::Drawn(_) => drawn = true,
+            _ => {}
+        }
+    }
+    let error = failed.unwrap();
+    assert_eq!(error.kind, TaskErrorKind::OutOfMemory);
+    assert!(error.message.contains("2048") && error.message.contains("budget"), "{}", error.message);
+    drop(engine);
+    // Less than the weights: nothing can be drawn at all.
+    let (engine, mut events, _) = start(EngineOptions { memory_budget: weights / 2, ..options() });
+    engine.submit([job(spec("1girl", 64, 2, 1), Priority::Standard)]);
+    match next(&mut events).await {
+        EngineEvent::Failed { error, .. } => assert_eq!(error.kind, TaskErrorKind::ModelUnavailable),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_spoiled_picture_fails_alone() {
+    let (engine, mut events, _) = start(options());
+    let mut hot = spec("1girl", 64, 3, 1);
+    hot.sampler = "no such sampler".into();
+    engine.submit([job(hot, Priority::Standard), job(spec("1girl", 64, 3, 2), Priority::Standard)]);
+    let (mut failed, mut drawn) = (0, 0);
+    while failed + drawn < 2 {
+        match next(&mut events).await {
+            EngineEvent::Failed { error, .. } => {
+                assert_eq!(error.kind, TaskErrorKind::InvalidRequest);
+                assert!(error.message.contains("sampler"), "{}", error.message);
+                failed += 1;
+            }
+            EngineEvent::Drawn(_) => drawn += 1,
+            _ => {}
+        }
+    }
+    assert_eq!((failed, drawn), (1, 1));
+}
+
+#[tokio::test]
+async fn two_devices_serve_one_queue() {
+    let (engine, mut events, metrics) =
+        start(EngineOptions { devices: vec!["cpu".into(), "cpu".into()], max_batch: 1, ..options() });
+    let jobs: Vec<Job> = (0..6).map(|i| job(spec("1girl", 64, 3, i), Priority::Standard)).collect();
+    engine.submit(jobs);
+    assert_eq!(drawn(&mut events, 6).await.len(), 6);
+    let loads = metrics.text();
+    assert!(loads.contains("darkroom_model_loads_total{model=\"tiny-sdxl\"} 2"), "{loads}");
+}
+
+#[tokio::test]
+async fn a_model_is_put_out_for_another_when_both_do_not_fit_and_is_loaded_once_for_all_who_wait() {
+    let folder = tempfile::TempDir::new().unwrap();
+    std::fs::write(folder.path().join("twin.safetensors"), crate::embedded::weights()).unwrap();
+    let catalog = Arc::new(Catalog::open(Some(folder.path()), None).unwrap());
+    let weights = catalog.find("embedded").unwrap().bytes.max(catalog.find("twin").unwrap().bytes);
+    let metrics = Arc::new(Metrics::default());
+    let budget = weights + weights / 2;
+    let options = EngineOptions { memory_budget: budget, ..options() };
+    let (engine, mut events) =
+        Engine::start(options, catalog, Arc::clone(&metrics), Arc::new(NoSources)).unwrap();
+    let twin = |seed| ImageSpec { model: "twin".into(), ..spec("1girl", 64, 3, seed) };
+    let jobs = [spec("1girl", 64, 3, 1), twin(2), spec("1girl", 64, 3, 3), twin(4)];
+    engine.submit(jobs.map(|spec| job(spec, Priority::Standard)));
+    assert_eq!(drawn(&mut events, 4).await.len(), 4);
+    assert!(metrics.evictions.get() >= 1);
+    let text = metrics.text();
+    assert!(text.contains("darkroom_model_loads_total{model=\"twin\"} 1"), "{text}");
+    let resident: Vec<_> = engine.residency().into_iter().collect();
+    assert_eq!(resident.len(), 1, "{resident:?}");
+    let (model, _) = &resident[0];
+    engine.unload(model).await.unwrap();
+    assert!(engine.residency().is_empty());
+    engine.load("tiny-sdxl").await.unwrap();
+    assert!(matches!(engine.residency()["tiny-sdxl"], Residency::Resident { .. }));
+}
