@@ -14,4 +14,6 @@ pub mod metrics;
 pub mod outbound;
 pub mod pack_json;
 pub mod picture;
+pub mod service;
+pub mod store;
 pub mod task;
