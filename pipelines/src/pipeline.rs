@@ -3,6 +3,8 @@
 //! The stages are separate calls so that a scheduler can batch each over many requests; [`Pipeline::denoise`]
 //! is the simplest such scheduler, enough for one caller with a list of requests.
 
+mod memory;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -39,6 +41,7 @@ pub struct Pipeline {
     sampling: ModelSampling,
     limits: Limits,
     activation_budget: usize,
+    weight_bytes: u64,
 }
 
 /// A prompt as the text encoders take it: equal ones have equal conditioning.
@@ -110,6 +113,7 @@ impl Pipeline {
             PredictionType::Epsilon => Prediction::Epsilon,
             PredictionType::V => Prediction::V,
         };
+        let weight_bytes = memory::weight_bytes(checkpoint);
         let text_encoder = |part: &Component<ClipTextConfig>| -> Result<_, PipelineError> {
             let encoder = ClipTextEncoder::load(&part.config, &part.weights)?;
             part.weights.finish()?;
@@ -136,6 +140,7 @@ impl Pipeline {
             sampling: ModelSampling::scaled_linear(prediction),
             limits: Limits::default(),
             activation_budget: DEFAULT_ACTIVATION_BUDGET,
+            weight_bytes,
         })
     }
 

@@ -8,6 +8,7 @@ mod blocks;
 mod condition;
 mod config;
 mod encoder;
+mod memory;
 mod model;
 mod transformer;
 

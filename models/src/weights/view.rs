@@ -151,6 +151,20 @@ impl Weights {
         self.lock().get(&self.full(name))?.shape()
     }
 
+    /// Bytes that the tensors of this scope that nothing took yet will take, each in its stored type.
+    pub fn bytes(&self) -> u64 {
+        let left = self.lock();
+        let tensors = left.iter().filter(|(name, _)| self.within(name).is_some());
+        let bytes = |stored: &Stored| {
+            let elements: usize = stored.shape()?.iter().product();
+            Some(
+                (elements as u64).saturating_mul(stored.file.info(&stored.name).ok()?.dtype.bits() as u64)
+                    / 8,
+            )
+        };
+        tensors.filter_map(|(_, stored)| bytes(stored)).sum()
+    }
+
     /// `name` without this scope's prefix, if it is in this scope.
     fn within<'a>(&self, name: &'a str) -> Option<&'a str> {
         if self.prefix.is_empty() {

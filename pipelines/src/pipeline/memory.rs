@@ -1,0 +1,41 @@
+//! What a pipeline holds and what its stages take, in bytes: what a scheduler needs to know before it admits work.
+
+use darkroom_models::checkpoint::Checkpoint;
+use darkroom_models::weights::Weights;
+
+use super::Pipeline;
+
+/// Context tokens that a row is taken to have: prompts of four chunks. Each further chunk of SDXL's takes 0.6 MB.
+const TOKENS: usize = 4 * 77;
+/// Small latents of a row beside what the network itself takes: scaled for it, gathered for the batch, what came
+/// out of it, its parts, and the denoised estimate with its intermediate values.
+const LATENTS: usize = 8;
+
+impl Pipeline {
+    /// Bytes of the weights that this pipeline holds, each in its stored type.
+    pub fn weight_bytes(&self) -> u64 {
+        self.weight_bytes
+    }
+
+    /// Most bytes that one network call takes beside the weights, for `rows` latents of `height × width` cells. A
+    /// sample is two rows where it has a negative prompt, else one.
+    pub fn step_bytes(&self, rows: usize, height: usize, width: usize) -> usize {
+        let config = self.unet.config();
+        let latent = config.in_channels.saturating_mul(height).saturating_mul(width);
+        let latents = rows.saturating_mul(LATENTS).saturating_mul(latent).saturating_mul(size_of::<f32>());
+        self.unet.forward_bytes(rows, height, width, TOKENS).saturating_add(latents)
+    }
+
+    /// Most bytes that decoding one latent of `height × width` cells in one piece takes. [`Pipeline::decode`] itself
+    /// goes by tiles where that is beyond its budget.
+    pub fn decode_bytes(&self, height: usize, width: usize) -> usize {
+        self.vae.decode_bytes(height, width)
+    }
+}
+
+/// The weights of a checkpoint from which nothing was taken yet.
+pub(super) fn weight_bytes(checkpoint: &Checkpoint) -> u64 {
+    let parts = [&checkpoint.unet.weights, &checkpoint.vae.weights, &checkpoint.clip_l.weights];
+    let clip_g = checkpoint.clip_g.as_ref().map(|part| &part.weights);
+    parts.into_iter().chain(clip_g).map(Weights::bytes).sum()
+}

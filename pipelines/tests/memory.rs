@@ -1,0 +1,107 @@
+//! What a pipeline allocates against what it says it takes. A test binary of its own, with a counting allocator and
+//! one test, so that nothing else is counted.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test that cannot go on fails; it says what it measured"
+)]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use candle_core::Device;
+use darkroom_models::checkpoint::Checkpoint;
+use darkroom_models::tokenizer::ClipTokenizer;
+use darkroom_pipelines::noise::BatchPosition;
+use darkroom_pipelines::sampler::SamplerKind;
+use darkroom_pipelines::schedule::Scheduler;
+use darkroom_pipelines::{ImageRequest, PIXELS_PER_CELL, Pipeline, Sample, Source};
+
+static NOW: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+
+struct Counting;
+
+// SAFETY: every call goes to the system allocator unchanged; the counters only watch. `realloc` and
+// `alloc_zeroed` keep their default forms, which call these two.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let now = NOW.fetch_add(layout.size(), Ordering::SeqCst) + layout.size();
+        PEAK.fetch_max(now, Ordering::SeqCst);
+        // SAFETY: the caller's promise about `layout` is passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        NOW.fetch_sub(layout.size(), Ordering::SeqCst);
+        // SAFETY: the caller's promise about `pointer` and `layout` is passed on.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// The most bytes that `work` had allocated at once beyond what was there before, and how many it kept.
+fn measure<T>(work: impl FnOnce() -> T) -> (usize, usize, T) {
+    let before = NOW.load(Ordering::SeqCst);
+    PEAK.store(before, Ordering::SeqCst);
+    let result = work();
+    let kept = NOW.load(Ordering::SeqCst).saturating_sub(before);
+    (PEAK.load(Ordering::SeqCst) - before, kept, result)
+}
+
+fn request(seed: u64, width: usize, height: usize) -> ImageRequest {
+    ImageRequest {
+        prompt: "1girl, red hair".into(),
+        negative_prompt: String::new(),
+        steps: 4,
+        cfg: 3.0,
+        sampler: SamplerKind::Euler,
+        scheduler: Scheduler::Normal,
+        seed,
+        position: BatchPosition::ALONE,
+        denoise: 1.0,
+        clip_skip: None,
+        source: Source::Empty { width, height },
+    }
+}
+
+#[test]
+fn estimates_bound_what_is_allocated_and_are_not_far_above_it() {
+    // On one thread: with more, chance decides which of them first needs its scratch memory when.
+    rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap().install(check);
+}
+
+fn check() {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    ClipTokenizer::standard().unwrap(); // all pipelines share it
+    for file in ["../assets/tiny-sdxl.safetensors", "tests/golden/comfyui/sdxl-tiny.safetensors"] {
+        let checkpoint = Checkpoint::open(&here.join(file), &Device::Cpu).unwrap();
+        let (_, held, pipeline) = measure(|| Pipeline::load(&checkpoint, &Device::Cpu).unwrap());
+        let estimate = pipeline.weight_bytes() as usize;
+        println!("{file}: {held} bytes held, {estimate} estimated");
+        assert!(held.abs_diff(estimate) < estimate / 20, "{file}: {held} bytes held, {estimate} estimated");
+
+        for (width, height) in [(256, 256), (392, 264)] {
+            let (rows, columns) = (height / PIXELS_PER_CELL, width / PIXELS_PER_CELL);
+            for batch in [1, 3] {
+                let requests: Vec<_> = (0..batch).map(|seed| request(seed, width, height)).collect();
+                let mut samples = pipeline.prepare(&requests).unwrap();
+                let mut step = || {
+                    let mut all: Vec<&mut Sample> = samples.iter_mut().collect();
+                    pipeline.denoiser().step(&mut all).unwrap();
+                };
+                step(); // what threads keep for the next time is there after the first
+                let (used, _, ()) = measure(step);
+                let estimate = pipeline.step_bytes(2 * requests.len(), rows, columns);
+                let said = format!("{file} {width}x{height}, {batch}: {used} bytes, {estimate} estimated");
+                println!("{said}");
+                assert!(used <= estimate, "{said}");
+                assert!(used >= estimate / 3, "{said}");
+            }
+        }
+    }
+}
