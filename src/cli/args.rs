@@ -9,6 +9,8 @@ use darkroom_models::Precision;
 use darkroom_pipelines::sampler::SamplerKind;
 use darkroom_pipelines::schedule::Scheduler;
 
+use super::options::{All, ConfigFlags};
+
 /// Sides of pictures are multiples of this.
 const CELL: usize = 8;
 /// Smallest and largest side of a picture, pixels.
@@ -49,6 +51,8 @@ pub(super) enum Command {
     Pack(Box<PackArgs>),
     /// Say what a weight file, a model folder or a picture is
     Inspect(InspectArgs),
+    /// Print the configuration that `serve` would run with, as a file for --config
+    Config(ConfigArgs),
 }
 
 const GENERATE_EXAMPLES: &str = "\
@@ -203,6 +207,25 @@ impl From<PrecisionArg> for Precision {
         }
     }
 }
+
+/// Flags of `darkroom config`.
+#[derive(Debug, Args)]
+#[command(after_help = CONFIG_EXAMPLES)]
+pub(super) struct ConfigArgs {
+    /// Print the defaults, whatever flags, variables and files say
+    #[arg(long)]
+    pub(super) defaults: bool,
+    #[command(flatten)]
+    pub(super) flags: ConfigFlags<All>,
+}
+
+const CONFIG_EXAMPLES: &str = "\
+Examples:
+  darkroom config --defaults > darkroom.toml
+  darkroom config --config darkroom.toml --port 8000
+
+Flags win over environment variables, these over the file, and the file over the defaults.
+What is not at its default says where it comes from. Secrets are not printed.";
 
 /// What to start from.
 #[derive(Debug, Args)]

@@ -1,11 +1,13 @@
-//! The command line: `generate`, `pack`, `inspect`. Each command is one file; `run` alone talks to the
+//! The command line: `generate`, `pack`, `inspect`, `config`. Each command is one file; `run` alone talks to the
 //! pipelines, so that a server can take its place.
 
 mod args;
+mod config;
 mod error;
 mod generate;
 mod inspect;
 mod model;
+mod options;
 mod pack;
 mod progress;
 mod run;
@@ -28,6 +30,7 @@ pub fn main() -> ExitCode {
         Command::Generate(args) => generate::run(args, cli.quiet),
         Command::Pack(args) => pack::run(args, cli.quiet),
         Command::Inspect(args) => inspect::run(args),
+        Command::Config(args) => config::run(args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

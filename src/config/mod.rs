@@ -1,10 +1,24 @@
-//! Everything about a server that can be set: one section a struct, each field documented where it is declared and
-//! given its default in `Default`. Values come from flags, then the environment, then `darkroom.toml`, then here.
+//! Everything about a server that can be set. Each section is declared once, with every field's documentation,
+//! default and bounds; `load` fills it from flags, then the environment, then the file, then the defaults here;
+//! `print` writes it down again. Plain data: who uses a value is elsewhere.
+
+mod check;
+mod error;
+mod field;
+mod load;
+mod print;
+mod size;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+
+pub use error::{ConfigError, Origin};
+use field::section;
+pub use field::{Field, Kind, Section};
+pub use load::{Loaded, Sources, darkroom_variables};
+pub use print::mask_password;
 
 /// A server's configuration. Durations are seconds, sizes are bytes.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -28,102 +42,121 @@ pub struct Config {
     pub log: LogConfig,
 }
 
-/// Where and how it listens.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ServerConfig {
-    /// Address to listen on. Anything but loopback needs a key, or `auth.allow_anonymous`.
-    pub host: IpAddr,
-    /// Port; 0 takes a free one and says which.
-    pub port: u16,
-    /// Where clients reach this server, for the addresses of pictures: `https://images.example.com`.
-    pub public_url: Option<String>,
-    /// PEM certificate chain; with `tls_key`, the server speaks TLS.
-    pub tls_cert: Option<PathBuf>,
-    /// PEM private key.
-    pub tls_key: Option<PathBuf>,
-    /// Origins that browsers may call from; `*` is any.
-    pub cors_origins: Vec<String>,
-    /// Connections at once; more wait in the system's queue.
-    pub max_connections: usize,
-    /// WebSockets and event streams at once.
-    pub max_streams: usize,
-    /// Tasks that one WebSocket may listen to.
-    pub max_subscriptions: usize,
-    /// Seconds for a request's head to arrive.
-    pub header_timeout: f64,
-    /// Seconds for a request's body to arrive.
-    pub body_timeout: f64,
-    /// Longest that `?wait=true` waits, seconds.
-    pub wait_timeout: f64,
-    /// Seconds for running tasks to finish after SIGTERM.
-    pub drain_timeout: f64,
+impl Config {
+    /// All sections, in the struct's order.
+    pub const SECTIONS: [Section; 8] = [
+        ServerConfig::SECTION,
+        LimitsConfig::SECTION,
+        QueueConfig::SECTION,
+        EngineConfig::SECTION,
+        StorageConfig::SECTION,
+        AuthConfig::SECTION,
+        OutboundConfig::SECTION,
+        LogConfig::SECTION,
+    ];
+
+    /// All settings.
+    pub fn fields() -> impl Iterator<Item = &'static Field> {
+        Self::SECTIONS.iter().flat_map(|section| section.fields)
+    }
 }
 
-/// What a request may ask for.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct LimitsConfig {
-    /// Bytes of a request's body.
-    pub body_bytes: usize,
-    /// Characters of a prompt.
-    pub prompt_characters: usize,
-    /// 77-token chunks of a prompt.
-    pub prompt_chunks: usize,
-    /// Pixels a side.
-    pub max_side: usize,
-    /// Pixels of one picture.
-    pub max_pixels: usize,
-    /// Sampling steps of one picture.
-    pub max_steps: usize,
-    /// Pictures of one task.
-    pub max_images: usize,
-    /// Requests of one batch.
-    pub max_batch_requests: usize,
-    /// Bytes of a source picture or mask.
-    pub source_bytes: usize,
-    /// Pixels of a source picture or mask.
-    pub source_pixels: usize,
+section! {
+    /// Where and how it listens.
+    ServerConfig in "server" {
+        /// Address to listen on. Anything but loopback needs a key, or `auth.allow_anonymous`.
+        host: IpAddr = IpAddr::from([127, 0, 0, 1]), flag("host"), checked(check::address);
+        /// Port; 0 takes a free one and says which.
+        port: u16 = 8188, flag("port");
+        /// Where clients reach this server, for the addresses of pictures: `https://images.example.com`.
+        public_url: Option<String> = None, flag("public-url"), checked(check::public_url);
+        /// PEM certificate chain; with `tls_key`, the server speaks TLS.
+        tls_cert: Option<PathBuf> = None, flag("tls-cert");
+        /// PEM private key.
+        tls_key: Option<PathBuf> = None, flag("tls-key");
+        /// Origins that browsers may call from; `*` is any.
+        cors_origins: Vec<String> = Vec::new(), checked(check::origin);
+        /// Connections at once; more wait in the system's queue.
+        max_connections: usize = 1024, least(1);
+        /// WebSockets and event streams at once.
+        max_streams: usize = 256;
+        /// Tasks that one WebSocket may listen to.
+        max_subscriptions: usize = 256, least(1);
+        /// Seconds for a request's head to arrive.
+        header_timeout: f64 = 10.0, deadline;
+        /// Seconds for a request's body to arrive.
+        body_timeout: f64 = 30.0, deadline;
+        /// Longest that `?wait=true` waits, seconds.
+        wait_timeout: f64 = 600.0;
+        /// Seconds for running tasks to finish after SIGTERM.
+        drain_timeout: f64 = 30.0;
+    }
 }
 
-/// How many tasks wait, and in which order they are served.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct QueueConfig {
-    /// Tasks that may be unfinished at once.
-    pub max_tasks: usize,
-    /// Unfinished tasks of one key; 0 is no limit of its own.
-    pub max_tasks_per_key: usize,
-    /// Seconds after which a waiting picture is served in turn whatever its priority.
-    pub age_after: f64,
+section! {
+    /// What a request may ask for.
+    LimitsConfig in "limits" {
+        /// Bytes of a request's body.
+        body_bytes: usize = 32 << 20, bytes, least(1);
+        /// Characters of a prompt.
+        prompt_characters: usize = 20_000, least(1);
+        /// 77-token chunks of a prompt.
+        prompt_chunks: usize = 16, least(1);
+        /// Pixels a side.
+        max_side: usize = 4096, least(16);
+        /// Pixels of one picture.
+        max_pixels: usize = 2048 * 2048, least(256);
+        /// Sampling steps of one picture.
+        max_steps: usize = 150, least(1);
+        /// Pictures of one task.
+        max_images: usize = 100, least(1);
+        /// Requests of one batch.
+        max_batch_requests: usize = 100, least(1);
+        /// Bytes of a source picture or mask.
+        source_bytes: usize = 20 << 20, bytes, least(1);
+        /// Pixels of a source picture or mask.
+        source_pixels: usize = 4096 * 4096, least(1);
+    }
 }
 
-/// Models, memory and batching.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct EngineConfig {
-    /// Folder of models, laid out as ComfyUI's (`checkpoints/`, …).
-    pub models_dir: Option<PathBuf>,
-    /// Model that requests without one get; the built-in one if none is named.
-    pub default_model: Option<String>,
-    /// Models loaded before the server is ready.
-    pub preload: Vec<String>,
-    /// Models that are never evicted.
-    pub pin: Vec<String>,
-    /// `full` or `bf16`.
-    pub precision: PrecisionConfig,
-    /// Devices: only `cpu` today.
-    pub devices: Vec<String>,
-    /// Bytes for weights and activations on each device; 0 is three quarters of what the machine has.
-    pub memory_budget: u64,
-    /// Pictures that go through the network at once, at most.
-    pub max_batch: usize,
-    /// Bytes of cached prompt embeddings, per device.
-    pub prompt_cache_bytes: usize,
-    /// Previews a second of each picture, when someone is listening; 0 is none.
-    pub previews_per_second: f64,
-    /// Threads that write picture files.
-    pub image_writers: usize,
+section! {
+    /// How many tasks wait, and in which order they are served.
+    QueueConfig in "queue" {
+        /// Tasks that may be unfinished at once.
+        max_tasks: usize = 1000, least(1);
+        /// Unfinished tasks of one key; 0 is no limit of its own.
+        max_tasks_per_key: usize = 0;
+        /// Seconds after which a waiting picture is served in turn whatever its priority.
+        age_after: f64 = 30.0;
+    }
+}
+
+section! {
+    /// Models, memory and batching.
+    EngineConfig in "engine" {
+        /// Folder of models, laid out as ComfyUI's (`checkpoints/`, …).
+        models_dir: Option<PathBuf> = None, flag("models-dir");
+        /// Model that requests without one get; the built-in one if none is named.
+        default_model: Option<String> = None, flag("model");
+        /// Models loaded before the server is ready.
+        preload: Vec<String> = Vec::new(), flag("preload");
+        /// Models that are never evicted.
+        pin: Vec<String> = Vec::new(), flag("pin");
+        /// `full` or `bf16`.
+        precision: PrecisionConfig = PrecisionConfig::Full;
+        /// Devices: only `cpu` today.
+        devices: Vec<String> = vec!["cpu".into()], checked(check::device);
+        /// Bytes for weights and activations on each device; 0 is three quarters of what the machine has.
+        memory_budget: u64 = 0, bytes, flag("memory-budget");
+        /// Pictures that go through the network at once, at most.
+        max_batch: usize = 16, least(1), flag("max-batch");
+        /// Bytes of cached prompt embeddings, per device.
+        prompt_cache_bytes: usize = 256 << 20, bytes;
+        /// Previews a second of each picture, when someone is listening; 0 is none.
+        previews_per_second: f64 = 2.0;
+        /// Threads that write picture files.
+        image_writers: usize = 2, least(1);
+    }
 }
 
 /// Precision of networks.
@@ -137,58 +170,58 @@ pub enum PrecisionConfig {
     Bf16,
 }
 
-/// Where tasks and pictures are kept, and how long.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct StorageConfig {
-    /// Folder for the database and pictures, unless `database_url` and `images_url` say otherwise.
-    pub data_dir: PathBuf,
-    /// `sqlite:…` or `postgres://…`; default: a file in `data_dir`.
-    pub database_url: Option<String>,
-    /// `file:///…` or `s3://bucket/prefix`; default: a folder in `data_dir`.
-    pub images_url: Option<String>,
-    /// Endpoint of an S3-compatible store that is not Amazon's: `http://127.0.0.1:9000`.
-    pub s3_endpoint: Option<String>,
-    /// Seconds that finished tasks and their pictures are kept; 0 is for ever.
-    pub keep_seconds: u64,
-    /// Bytes of pictures to keep, the oldest go first; 0 is no limit.
-    pub keep_bytes: u64,
-    /// New tasks are refused while the data folder's disk has fewer free bytes.
-    pub min_free_bytes: u64,
+section! {
+    /// Where tasks and pictures are kept, and how long.
+    StorageConfig in "storage" {
+        /// Folder for the database and pictures, unless `database_url` and `images_url` say otherwise.
+        data_dir: PathBuf = PathBuf::from("darkroom-data"), flag("data-dir");
+        /// `sqlite:…` or `postgres://…`; default: a file in `data_dir`.
+        database_url: Option<String> = None, flag("database-url"), checked(check::database);
+        /// `file:///…` or `s3://bucket/prefix`; default: a folder in `data_dir`.
+        images_url: Option<String> = None, checked(check::images);
+        /// Endpoint of an S3-compatible store that is not Amazon's: `http://127.0.0.1:9000`.
+        s3_endpoint: Option<String> = None, checked(check::endpoint);
+        /// Seconds that finished tasks and their pictures are kept; 0 is for ever.
+        keep_seconds: u64 = 0;
+        /// Bytes of pictures to keep, the oldest go first; 0 is no limit.
+        keep_bytes: u64 = 0, bytes;
+        /// New tasks are refused while the data folder's disk has fewer free bytes.
+        min_free_bytes: u64 = 64 << 20, bytes;
+    }
 }
 
-/// Who may ask.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct AuthConfig {
-    /// Serve without keys on addresses other than loopback.
-    pub allow_anonymous: bool,
-    /// Requests a minute of each key that has no limit of its own; 0 is no limit.
-    pub requests_per_minute: u32,
+section! {
+    /// Who may ask.
+    AuthConfig in "auth" {
+        /// Serve without keys on addresses other than loopback.
+        allow_anonymous: bool = false;
+        /// Requests a minute of each key that has no limit of its own; 0 is no limit.
+        requests_per_minute: u32 = 0;
+    }
 }
 
-/// Requests that the server itself makes.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct OutboundConfig {
-    /// Private addresses that may be reached all the same: `10.1.0.0/16`, `127.0.0.1/32`.
-    pub allow_networks: Vec<String>,
-    /// Secret that signs webhooks; default: drawn once and kept in `data_dir`.
-    pub webhook_secret: Option<String>,
-    /// Deliveries of one webhook before it is given up.
-    pub webhook_attempts: u32,
-    /// Seconds for one delivery or one download.
-    pub timeout: f64,
-    /// Redirects that are followed, each checked like the first address.
-    pub max_redirects: usize,
+section! {
+    /// Requests that the server itself makes.
+    OutboundConfig in "outbound" {
+        /// Private addresses that may be reached all the same: `10.1.0.0/16`, `127.0.0.1/32`.
+        allow_networks: Vec<String> = Vec::new(), checked(check::network);
+        /// Secret that signs webhooks; default: drawn once and kept in `data_dir`.
+        webhook_secret: Option<String> = None, secret;
+        /// Deliveries of one webhook before it is given up.
+        webhook_attempts: u32 = 8, least(1);
+        /// Seconds for one delivery or one download.
+        timeout: f64 = 15.0, deadline;
+        /// Redirects that are followed, each checked like the first address.
+        max_redirects: usize = 3;
+    }
 }
 
-/// What it writes about itself.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct LogConfig {
-    /// `text` or `json`.
-    pub format: LogFormat,
+section! {
+    /// What it writes about itself.
+    LogConfig in "log" {
+        /// `text` or `json`.
+        format: LogFormat = LogFormat::Text;
+    }
 }
 
 /// Form of log lines.
@@ -202,89 +235,50 @@ pub enum LogFormat {
     Json,
 }
 
-impl Default for ServerConfig {
-    fn default() -> Self {
-        Self {
-            host: IpAddr::from([127, 0, 0, 1]),
-            port: 8188,
-            public_url: None,
-            tls_cert: None,
-            tls_key: None,
-            cors_origins: Vec::new(),
-            max_connections: 1024,
-            max_streams: 256,
-            max_subscriptions: 256,
-            header_timeout: 10.0,
-            body_timeout: 30.0,
-            wait_timeout: 600.0,
-            drain_timeout: 30.0,
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_section_and_field_of_the_struct_is_a_setting() {
+        let defaults = toml::Table::try_from(Config::default()).unwrap();
+        let names: Vec<&str> = Config::SECTIONS.iter().map(|section| section.name).collect();
+        let mut sections: Vec<&str> = defaults.keys().map(String::as_str).collect();
+        sections.sort_by_key(|name| names.iter().position(|known| known == name));
+        assert_eq!(sections, names);
+        for (section, fields) in &defaults {
+            for name in fields.as_table().unwrap().keys() {
+                assert!(
+                    Config::fields().any(|field| field.section == section && field.name == name),
+                    "{name}"
+                );
+            }
         }
     }
-}
 
-impl Default for LimitsConfig {
-    fn default() -> Self {
-        Self {
-            body_bytes: 32 << 20,
-            prompt_characters: 20_000,
-            prompt_chunks: 16,
-            max_side: 4096,
-            max_pixels: 2048 * 2048,
-            max_steps: 150,
-            max_images: 100,
-            max_batch_requests: 100,
-            source_bytes: 20 << 20,
-            source_pixels: 4096 * 4096,
+    #[test]
+    fn the_defaults_are_valid() {
+        Config::default().validate().unwrap();
+    }
+
+    #[test]
+    fn every_name_of_a_choice_is_one_of_the_type() {
+        for field in Config::fields() {
+            let Kind::Choice(names) = field.kind else { continue };
+            for name in names {
+                let text = format!("[{}]\n{} = '{name}'", field.section, field.name);
+                toml::from_str::<Config>(&text).unwrap();
+            }
         }
     }
-}
 
-impl Default for QueueConfig {
-    fn default() -> Self {
-        Self { max_tasks: 1000, max_tasks_per_key: 0, age_after: 30.0 }
-    }
-}
-
-impl Default for EngineConfig {
-    fn default() -> Self {
-        Self {
-            models_dir: None,
-            default_model: None,
-            preload: Vec::new(),
-            pin: Vec::new(),
-            precision: PrecisionConfig::Full,
-            devices: vec!["cpu".into()],
-            memory_budget: 0,
-            max_batch: 16,
-            prompt_cache_bytes: 256 << 20,
-            previews_per_second: 2.0,
-            image_writers: 2,
-        }
-    }
-}
-
-impl Default for StorageConfig {
-    fn default() -> Self {
-        Self {
-            data_dir: PathBuf::from("darkroom-data"),
-            database_url: None,
-            images_url: None,
-            s3_endpoint: None,
-            keep_seconds: 0,
-            keep_bytes: 0,
-            min_free_bytes: 64 << 20,
-        }
-    }
-}
-
-impl Default for OutboundConfig {
-    fn default() -> Self {
-        Self {
-            allow_networks: Vec::new(),
-            webhook_secret: None,
-            webhook_attempts: 8,
-            timeout: 15.0,
-            max_redirects: 3,
-        }
+    #[test]
+    fn flags_are_unique() {
+        let shorts = Config::fields().filter_map(|field| field.short).map(str::to_owned);
+        let mut flags: Vec<String> = Config::fields().map(Field::long_flag).chain(shorts).collect();
+        let all = flags.len();
+        flags.sort();
+        flags.dedup();
+        assert_eq!(flags.len(), all);
     }
 }
