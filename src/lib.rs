@@ -9,6 +9,7 @@ pub mod contact_sheet;
 pub mod embedded;
 pub mod engine;
 pub mod expressions;
+pub mod http;
 pub mod hub;
 pub mod metrics;
 pub mod outbound;

@@ -1,0 +1,3 @@
+//! The server's outside: sockets and routes. Nothing here knows tensors.
+
+pub mod listen;
