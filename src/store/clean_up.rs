@@ -61,7 +61,11 @@ pub async fn clean_up(
         if doomed.is_empty() {
             break;
         }
-        let deletions = doomed.iter().map(|(id, format)| images.delete_image(id, *format));
+        // A loop, as a closure here would keep the whole future from being sent to another thread.
+        let mut deletions = Vec::with_capacity(doomed.len());
+        for (id, format) in &doomed {
+            deletions.push(images.delete_image(id, *format));
+        }
         stream::iter(deletions).buffer_unordered(AT_ONCE).try_collect::<()>().await?;
         cleaned.images += doomed.len() as u64;
         tasks.forget_images(doomed).await?;
@@ -74,7 +78,10 @@ pub async fn clean_up(
         if doomed.is_empty() {
             break;
         }
-        let deletions = doomed.iter().map(|id| images.delete_blob(id));
+        let mut deletions = Vec::with_capacity(doomed.len());
+        for id in &doomed {
+            deletions.push(images.delete_blob(id));
+        }
         stream::iter(deletions).buffer_unordered(AT_ONCE).try_collect::<()>().await?;
         cleaned.blobs += doomed.len() as u64;
         tasks.forget_blobs(doomed).await?;
