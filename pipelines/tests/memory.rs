@@ -92,7 +92,7 @@ fn check() {
                 let mut samples = pipeline.prepare(&requests).unwrap();
                 let mut step = || {
                     let mut all: Vec<&mut Sample> = samples.iter_mut().collect();
-                    pipeline.denoiser().step(&mut all).unwrap();
+                    pipeline.step(&mut all).unwrap();
                 };
                 step(); // what threads keep for the next time is there after the first
                 let (used, _, ()) = measure(step);
