@@ -49,6 +49,9 @@ pub enum ServerError {
         /// Where it would listen.
         host: std::net::IpAddr,
     },
+    /// The routes.
+    #[error(transparent)]
+    Routes(#[from] http::SetupError),
     /// The certificate or its key.
     #[error(transparent)]
     Tls(#[from] http::listen::TlsError),
@@ -79,7 +82,11 @@ impl Server {
     /// Opens everything and starts to listen; requests are answered from [`Self::run`] on.
     pub async fn start(config: Config) -> Result<Self, ServerError> {
         let config = Arc::new(config);
-        let tls = http::listen::tls_config(&config.server)?;
+        let tls = match (&config.server.tls_cert, &config.server.tls_key) {
+            (Some(certificate), Some(key)) => Some(http::listen::tls_config(certificate, key)?),
+            // One without the other was refused when the configuration was read.
+            _ => None,
+        };
         let catalog =
             Catalog::open(config.engine.models_dir.as_deref(), config.engine.default_model.as_deref())?;
         let outbound = Client::new(&config.outbound)?;
@@ -116,8 +123,8 @@ impl Server {
     /// Serves until `stop`, then finishes what it can within the drain timeout. `stop_now` ends that at once.
     pub async fn run(self, stop: CancellationToken, stop_now: CancellationToken) -> Result<(), ServerError> {
         let Self { listener, service, config, tls, .. } = self;
-        let router = http::router(service.clone(), Arc::clone(&config));
         let closing = CancellationToken::new();
+        let router = http::router(service.clone(), Arc::clone(&config), closing.clone())?;
         let limits = config.server.clone();
         let serving = tokio::spawn({
             let closing = closing.clone();
