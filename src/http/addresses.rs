@@ -1,0 +1,157 @@
+//! Addresses of pictures: relative or under the public URL, and signed ones that need no key for a while.
+
+use axum::http::{HeaderMap, header};
+use hmac::{Hmac, KeyInit, Mac};
+use jiff::Timestamp;
+use serde::Deserialize;
+use sha2::Sha256;
+use utoipa::IntoParams;
+
+use super::error::ApiError;
+use crate::config::ServerConfig;
+use crate::task::ImageId;
+
+/// How long a signed address works, seconds.
+pub(super) const SIGNED_SECONDS: i64 = 3600;
+
+/// Where a client finds pictures.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Addresses {
+    /// The public URL without a slash at its end; empty for relative addresses.
+    public: String,
+    /// What to put before absolute addresses.
+    absolute: String,
+}
+
+impl Addresses {
+    pub(super) fn new(server: &ServerConfig, headers: &HeaderMap) -> Self {
+        let public = server.public_url.as_deref().unwrap_or_default().trim_end_matches('/').to_owned();
+        let absolute = if public.is_empty() {
+            let scheme = if server.tls_cert.is_some() { "https" } else { "http" };
+            format!(
+                "{scheme}://{}",
+                host(headers).unwrap_or_else(|| format!("{}:{}", server.host, server.port))
+            )
+        } else {
+            public.clone()
+        };
+        Self { public, absolute }
+    }
+
+    /// `/v1/images/{id}`, under the public URL where there is one.
+    pub(super) fn image(&self, id: &ImageId) -> String {
+        format!("{}/v1/images/{id}", self.public)
+    }
+
+    /// An absolute address that works without a key for [`SIGNED_SECONDS`].
+    pub(super) fn signed_image(
+        &self,
+        id: &ImageId,
+        secret: &[u8],
+        now: Timestamp,
+    ) -> Result<String, ApiError> {
+        let expires = now.as_second().saturating_add(SIGNED_SECONDS);
+        let signature = hex::encode(mac(secret, id, expires)?.finalize().into_bytes());
+        Ok(format!("{}/v1/images/{id}?expires={expires}&signature={signature}", self.absolute))
+    }
+}
+
+/// The Host header, where it is one: letters, digits, dots, dashes, colons and brackets.
+fn host(headers: &HeaderMap) -> Option<String> {
+    let host = headers.get(header::HOST)?.to_str().ok()?;
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | ':' | '[' | ']' | '_');
+    (!host.is_empty() && host.len() <= 255 && host.chars().all(plain)).then(|| host.to_owned())
+}
+
+/// The part of an address that stands for a key.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct Signature {
+    /// Of a signed address: when it stops working, seconds since 1970.
+    pub(super) expires: Option<i64>,
+    /// Of a signed address: hexadecimal HMAC-SHA256.
+    pub(super) signature: Option<String>,
+}
+
+impl Signature {
+    /// Whether the address claims to be signed.
+    pub(super) fn is_given(&self) -> bool {
+        self.signature.is_some()
+    }
+
+    /// Refuses an address that is not signed by this server for this picture, or no longer.
+    pub(super) fn check(&self, id: &ImageId, secret: &[u8], now: Timestamp) -> Result<(), ApiError> {
+        let forged = || ApiError::forbidden("the address's signature is not valid");
+        let (Some(expires), Some(signature)) = (self.expires, &self.signature) else { return Err(forged()) };
+        let signature = hex::decode(signature).map_err(|_| forged())?;
+        mac(secret, id, expires)?.verify_slice(&signature).map_err(|_| forged())?;
+        if expires <= now.as_second() {
+            return Err(
+                ApiError::forbidden("the signed address has expired").hint("ask for the picture again")
+            );
+        }
+        Ok(())
+    }
+}
+
+fn mac(secret: &[u8], id: &ImageId, expires: i64) -> Result<Hmac<Sha256>, ApiError> {
+    let mut mac = Hmac::<Sha256>::new_from_slice(secret)
+        .map_err(|_| ApiError::internal("the secret for signed addresses cannot be used"))?;
+    mac.update(format!("picture\n{id}\n{expires}").as_bytes());
+    Ok(mac)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::task::{TaskId, TaskKind};
+
+    fn image() -> ImageId {
+        TaskId::new(TaskKind::Images).image(0)
+    }
+
+    fn signature_of(url: &str) -> Signature {
+        let query = url.split_once('?').unwrap().1;
+        let field = |name: &str| {
+            query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('=').map(str::to_owned))
+        };
+        Signature { expires: field("expires").map(|n| n.parse().unwrap()), signature: field("signature") }
+    }
+
+    #[test]
+    fn a_signed_address_works_for_its_picture_until_it_expires() {
+        let (id, now) = (image(), Timestamp::now());
+        let addresses = Addresses::new(&ServerConfig::default(), &HeaderMap::new());
+        let signature = signature_of(&addresses.signed_image(&id, b"secret", now).unwrap());
+        assert_eq!(signature.check(&id, b"secret", now), Ok(()));
+        let status = |result: Result<(), ApiError>| result.unwrap_err().status().as_u16();
+        let later = now + jiff::SignedDuration::from_secs(SIGNED_SECONDS);
+        assert_eq!(status(signature.check(&id, b"secret", later)), 403);
+        assert_eq!(status(signature.check(&image(), b"secret", now)), 403);
+        assert_eq!(status(signature.check(&id, b"another", now)), 403);
+        let longer = Signature { expires: signature.expires.map(|at| at + 1), ..signature.clone() };
+        assert_eq!(status(longer.check(&id, b"secret", now)), 403);
+        let none = Signature { expires: None, ..signature };
+        assert_eq!(status(none.check(&id, b"secret", now)), 403);
+    }
+
+    #[test]
+    fn pictures_are_under_the_public_url_or_relative() {
+        let id = image();
+        let mut server = ServerConfig::default();
+        assert_eq!(Addresses::new(&server, &HeaderMap::new()).image(&id), format!("/v1/images/{id}"));
+        server.public_url = Some("https://pictures.example.com/".into());
+        let addresses = Addresses::new(&server, &HeaderMap::new());
+        assert_eq!(addresses.image(&id), format!("https://pictures.example.com/v1/images/{id}"));
+    }
+
+    #[test]
+    fn an_absolute_address_takes_the_host_that_the_client_used_unless_it_is_none() {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::HOST, "box.local:9000".parse().unwrap());
+        let of = |headers: &HeaderMap| Addresses::new(&ServerConfig::default(), headers).absolute;
+        assert_eq!(of(&headers), "http://box.local:9000");
+        headers.insert(header::HOST, "a/b@c".parse().unwrap());
+        assert_eq!(of(&headers), "http://127.0.0.1:8188");
+    }
+}

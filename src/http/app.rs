@@ -1,0 +1,134 @@
+//! What every handler has at hand: the service, the configuration, and what `http` itself keeps (limits of streams
+//! and memory, rate limits, the words that packs and scenes are described with).
+
+use std::ops::Deref;
+use std::sync::Arc;
+
+use axum::http::HeaderMap;
+use darkroom_models::tokenizer::{ClipTokenizer, TokenizerError};
+use jiff::Timestamp;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+
+use super::addresses::Addresses;
+use super::auth::RateLimits;
+use super::error::ApiError;
+use super::extract::kib;
+use super::rules::Rules;
+use super::words::{Words, WordsError};
+use crate::config::Config;
+use crate::service::Service;
+
+/// Large bodies that may be in memory at once, as multiples of the largest one.
+const LARGE_BODIES: usize = 8;
+/// Pictures that are decoded at once, for checks and thumbnails.
+const DECODERS: usize = 2;
+
+/// Why the routes could not be set up.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SetupError {
+    /// A word list that is compiled in cannot be read.
+    #[error(transparent)]
+    Words(#[from] WordsError),
+    /// The tokenizer that is compiled in cannot be read.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// An origin of `server.cors_origins` is none.
+    #[error("server.cors_origins: '{origin}' is no origin; write it as browsers do: https://example.com")]
+    Origin {
+        /// What the configuration says.
+        origin: String,
+    },
+    /// The API's description cannot be written.
+    #[error("the API's description cannot be written: {0}")]
+    Description(#[from] serde_json::Error),
+}
+
+/// What every handler has at hand; cheap to clone.
+#[derive(Clone)]
+pub(super) struct App(Arc<Parts>);
+
+/// See [`App`].
+pub(super) struct Parts {
+    pub(super) service: Service,
+    pub(super) config: Arc<Config>,
+    /// Ends event streams and sockets.
+    pub(super) shutdown: CancellationToken,
+    pub(super) words: Words,
+    pub(super) rules: Rules,
+    pub(super) rate_limits: RateLimits,
+    pub(super) started: Timestamp,
+    streams: Arc<Semaphore>,
+    decoders: Semaphore,
+    body_memory: Arc<Semaphore>,
+    body_memory_kib: u32,
+}
+
+impl Deref for App {
+    type Target = Parts;
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
+}
+
+impl App {
+    pub(super) fn new(
+        service: Service,
+        config: Arc<Config>,
+        shutdown: CancellationToken,
+    ) -> Result<Self, SetupError> {
+        let body_memory_kib = kib(config.limits.body_bytes.saturating_mul(LARGE_BODIES)).min(1 << 28);
+        Ok(Self(Arc::new(Parts {
+            service,
+            shutdown,
+            words: Words::embedded()?,
+            rules: Rules::new(&config.limits, ClipTokenizer::standard()?),
+            rate_limits: RateLimits::new(config.auth.requests_per_minute),
+            started: Timestamp::now(),
+            streams: Arc::new(Semaphore::new(config.server.max_streams.min(Semaphore::MAX_PERMITS))),
+            decoders: Semaphore::new(DECODERS),
+            body_memory: Arc::new(Semaphore::new(body_memory_kib as usize)),
+            body_memory_kib,
+            config,
+        })))
+    }
+
+    /// Where clients find pictures, as the client of this request reaches the server.
+    pub(super) fn addresses(&self, headers: &HeaderMap) -> Addresses {
+        Addresses::new(&self.config.server, headers)
+    }
+
+    /// A place among the event streams and sockets.
+    pub(super) fn stream_place(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        Arc::clone(&self.streams).try_acquire_owned().map_err(|_| {
+            let limit = self.config.server.max_streams;
+            ApiError::too_many("too_many_streams", format!("{limit} event streams are open already"), 5)
+                .hint("listen to many tasks over one WebSocket: /v1/tasks/ws")
+        })
+    }
+
+    /// Waits until a body of so many bytes fits into memory beside the others.
+    pub(super) async fn body_share(&self, bytes: usize) -> Result<OwnedSemaphorePermit, ApiError> {
+        let share = kib(bytes).min(self.body_memory_kib);
+        Arc::clone(&self.body_memory)
+            .acquire_many_owned(share)
+            .await
+            .map_err(|_| ApiError::internal("the memory for bodies was closed"))
+    }
+
+    /// Runs work on a picture (decoding, scaling) beside the server's own threads, a few at once.
+    pub(super) async fn picture_work<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let _place = self
+            .decoders
+            .acquire()
+            .await
+            .map_err(|_| ApiError::internal("the places for picture work were closed"))?;
+        tokio::task::spawn_blocking(work)
+            .await
+            .map_err(|error| ApiError::internal(&format!("work on a picture failed: {error}")))
+    }
+}

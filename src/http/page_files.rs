@@ -1,0 +1,80 @@
+//! The page at `/` and its files, compiled in.
+
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use sha2::{Digest, Sha256};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::app::App;
+use super::error::ApiError;
+use super::extract::Name;
+use super::range;
+
+const INDEX: &str = include_str!("page/index.html");
+const SCRIPT: &str = include_str!("page/app.js");
+const STYLE: &str = include_str!("page/style.css");
+
+/// Its routes.
+pub(super) fn routes() -> OpenApiRouter<App> {
+    OpenApiRouter::new().routes(routes!(index)).routes(routes!(asset))
+}
+
+/// Shows the page.
+#[utoipa::path(
+    get,
+    path = "/",
+    tag = "page",
+    security(()),
+    responses((status = 200, content_type = "text/html", body = String, description = "The page"))
+)]
+async fn index(headers: HeaderMap) -> Response {
+    file(&headers, "text/html; charset=utf-8", INDEX)
+}
+
+/// Sends a file of the page.
+#[utoipa::path(
+    get,
+    path = "/assets/{file}",
+    tag = "page",
+    security(()),
+    params(("file" = String, Path, description = "`app.js` or `style.css`")),
+    responses((status = 200, content_type = "text/plain", body = String, description = "The file"))
+)]
+async fn asset(Name(name): Name, headers: HeaderMap) -> Result<Response, ApiError> {
+    match name.as_str() {
+        "app.js" => Ok(file(&headers, "text/javascript; charset=utf-8", SCRIPT)),
+        "style.css" => Ok(file(&headers, "text/css; charset=utf-8", STYLE)),
+        _ => Err(ApiError::not_found("file", &name)),
+    }
+}
+
+/// Browsers ask each time whether it is still the same: a new server has a new page.
+fn file(headers: &HeaderMap, mime: &'static str, text: &'static str) -> Response {
+    let etag = format!("\"{}\"", hex::encode(&Sha256::digest(text.as_bytes())[..8]));
+    let mut response = if range::is_known(headers, &etag) {
+        StatusCode::NOT_MODIFIED.into_response()
+    } else {
+        ([(header::CONTENT_TYPE, mime)], text).into_response()
+    };
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    if let Ok(etag) = HeaderValue::try_from(etag) {
+        response.headers_mut().insert(header::ETAG, etag);
+    }
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_sent_once_and_then_known_by_its_version() {
+        let first = file(&HeaderMap::new(), "text/css", "body {}");
+        assert_eq!(first.status(), StatusCode::OK);
+        let mut headers = HeaderMap::new();
+        headers.insert(header::IF_NONE_MATCH, first.headers()[header::ETAG].clone());
+        assert_eq!(file(&headers, "text/css", "body {}").status(), StatusCode::NOT_MODIFIED);
+        assert_eq!(file(&headers, "text/css", "body { }").status(), StatusCode::OK);
+    }
+}

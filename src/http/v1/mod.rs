@@ -1,0 +1,44 @@
+//! The native API, one file a resource.
+
+mod bank;
+mod batch;
+mod character_packs;
+mod events;
+mod follow;
+mod image_files;
+mod images;
+mod models;
+mod queue;
+mod scenes;
+mod socket;
+mod tasks;
+
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::app::App;
+
+pub(super) use events::data_url;
+pub(super) use images::{Drawing, FormatName, ImagesRequest};
+pub(super) use models::models as model_list;
+
+/// Its routes.
+pub(super) fn routes() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(images::create))
+        .routes(routes!(batch::create))
+        .routes(routes!(image_files::fetch))
+        .routes(routes!(character_packs::prototypes))
+        .routes(routes!(character_packs::expressions))
+        .routes(routes!(scenes::generate))
+        .routes(routes!(tasks::list))
+        .routes(routes!(tasks::show, tasks::cancel))
+        .routes(routes!(events::stream))
+        .routes(routes!(socket::open))
+        .routes(routes!(models::list))
+        .routes(routes!(models::show))
+        .routes(routes!(models::load))
+        .routes(routes!(models::unload))
+        .routes(routes!(queue::show))
+        .routes(routes!(bank::forget))
+}
