@@ -9,7 +9,7 @@ use darkroom_models::Precision;
 use darkroom_pipelines::sampler::SamplerKind;
 use darkroom_pipelines::schedule::Scheduler;
 
-use super::options::{All, ConfigFlags};
+use super::options::{All, ConfigFlags, Listening};
 
 /// Sides of pictures are multiples of this.
 const CELL: usize = 8;
@@ -53,6 +53,8 @@ pub(super) enum Command {
     Inspect(InspectArgs),
     /// Print the configuration that `serve` would run with, as a file for --config
     Config(ConfigArgs),
+    /// Ask a running server whether it is well: exit status 0 if it is, else 1
+    Health(HealthArgs),
 }
 
 const GENERATE_EXAMPLES: &str = "\
@@ -226,6 +228,17 @@ Examples:
 
 Flags win over environment variables, these over the file, and the file over the defaults.
 What is not at its default says where it comes from. Secrets are not printed.";
+
+/// Flags of `darkroom health`.
+#[derive(Debug, Args)]
+pub(super) struct HealthArgs {
+    /// The server, such as http://127.0.0.1:8188, or an address on it, such as http://127.0.0.1:8188/ready
+    /// [default: where `serve` with the same flags, variables and file listens]
+    #[arg(value_name = "URL")]
+    pub(super) url: Option<String>,
+    #[command(flatten)]
+    pub(super) flags: ConfigFlags<Listening>,
+}
 
 /// What to start from.
 #[derive(Debug, Args)]

@@ -1,10 +1,11 @@
-//! The command line: `generate`, `pack`, `inspect`, `config`. Each command is one file; `run` alone talks to the
+//! The command line: `generate`, `pack`, `inspect`, `config`, `health`. Each command is one file; `run` alone talks to the
 //! pipelines, so that a server can take its place.
 
 mod args;
 mod config;
 mod error;
 mod generate;
+mod health;
 mod inspect;
 mod model;
 mod options;
@@ -31,6 +32,7 @@ pub fn main() -> ExitCode {
         Command::Pack(args) => pack::run(args, cli.quiet),
         Command::Inspect(args) => inspect::run(args),
         Command::Config(args) => config::run(args),
+        Command::Health(args) => health::run(args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -22,9 +22,19 @@ pub(super) trait Choice {
 #[derive(Debug)]
 pub(super) struct All;
 
+/// Where a server listens.
+#[derive(Debug)]
+pub(super) struct Listening;
+
 impl Choice for All {
     fn includes(_: &Field) -> bool {
         true
+    }
+}
+
+impl Choice for Listening {
+    fn includes(field: &Field) -> bool {
+        field.section == "server" && matches!(field.name, "host" | "port" | "tls_cert" | "tls_key")
     }
 }
 
