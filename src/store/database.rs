@@ -13,6 +13,7 @@ use super::StoreError;
 use super::lock::Lock;
 use crate::config::StorageConfig;
 
+// Read when this file is compiled: touch it after adding a migration. One that was released never changes.
 static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
 
 const SETTING: &str = "storage.database_url";

@@ -29,6 +29,13 @@ pub(super) use select_tasks;
 
 /// A row of [`select_tasks`].
 pub(super) fn task(row: &AnyRow) -> Result<Task, StoreError> {
+    task_columns(row).map_err(|error| {
+        let id = row.try_get("id").unwrap_or("?");
+        StoreError::defect(format!("task {id}: {error}"))
+    })
+}
+
+fn task_columns(row: &AnyRow) -> Result<Task, StoreError> {
     let mut drawn: Vec<DrawnImage> = match row.try_get::<Option<String>, _>("drawn")? {
         Some(text) => from_json("drawn", &text)?,
         None => Vec::new(),

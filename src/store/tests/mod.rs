@@ -174,7 +174,3 @@ async fn completed(store: &TaskStore, task: NewTask, bytes: u64, finished_at: Ti
 async fn stored(store: &TaskStore, id: &TaskId) -> Task {
     store.task(id).await.unwrap().unwrap()
 }
-
-fn unavailable(error: &StoreError) -> bool {
-    error.is_unavailable()
-}

@@ -122,7 +122,7 @@ async fn a_postgres_that_is_not_there_is_unavailable_and_no_password_is_told() {
         ..in_folder(folder.path())
     };
     let refused = opened(&config).await.unwrap_err();
-    assert!(unavailable(&refused), "{refused:?}");
+    assert!(refused.is_unavailable(), "{refused:?}");
     assert!(!refused.to_string().contains("s3cret"));
 }
 
@@ -157,8 +157,8 @@ async fn a_closed_store_says_so() {
     for fresh in each_database().await {
         fresh.store.ping().await.unwrap();
         fresh.store.close().await;
-        assert!(unavailable(&fresh.store.ping().await.unwrap_err()));
-        assert!(unavailable(&fresh.store.note_blob(&BlobId::of(b""), 0, at(0)).await.unwrap_err()));
+        assert!(fresh.store.ping().await.unwrap_err().is_unavailable());
+        assert!(fresh.store.note_blob(&BlobId::of(b""), 0, at(0)).await.unwrap_err().is_unavailable());
     }
 }
 
@@ -183,7 +183,7 @@ async fn a_full_database_refuses_new_tasks_keeps_the_old_and_recovers() {
     });
     for submission in submissions.collect::<Vec<_>>() {
         let refused = submission.await.unwrap().unwrap_err();
-        assert!(unavailable(&refused), "{refused:?}");
+        assert!(refused.is_unavailable(), "{refused:?}");
     }
     assert_eq!(fresh.store.unfinished().await.unwrap(), [kept]);
     // The connection that failed was given up, and its limit with it.
