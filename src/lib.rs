@@ -15,6 +15,7 @@ pub mod metrics;
 pub mod outbound;
 pub mod pack_json;
 pub mod picture;
+pub mod server;
 pub mod service;
 pub mod store;
 pub mod task;

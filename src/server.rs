@@ -68,6 +68,20 @@ pub enum ServerError {
     Serve(std::io::Error),
 }
 
+impl ServerError {
+    /// What a person can do about it, where that is not plain from the message.
+    pub fn fix(&self) -> Option<&'static str> {
+        match self {
+            Self::Open { .. } => Some(
+                "make a key with `darkroom keys create NAME`, or listen on 127.0.0.1 only, or, where something else \
+                 keeps strangers out, set auth.allow_anonymous (--auth-allow-anonymous true)",
+            ),
+            Self::Listen { .. } => Some("choose another with --port, or stop what listens there"),
+            _ => None,
+        }
+    }
+}
+
 /// A server that listens.
 pub struct Server {
     listener: TcpListener,
@@ -112,7 +126,8 @@ impl Server {
         })
         .await?;
         let secret = load_or_create_secret(data_dir, config.outbound.webhook_secret.as_deref())?;
-        let outbox = Arc::new(StoredOutbox { store, service: service.clone(), metrics });
+        let outbox =
+            Arc::new(StoredOutbox { store, service: service.clone(), config: Arc::clone(&config), metrics });
         let attempts = config.outbound.webhook_attempts;
         let deliverer = Deliverer::new(outbound, outbox, secret, attempts, service.webhook_bell());
         tokio::spawn(deliverer.run(service.stopping().clone()));
@@ -140,8 +155,8 @@ impl Server {
         };
         tokio::select! {
             served = drained => match served {
-                Ok(result) => result.map_err(ServerError::Serve),
-                Err(_) => Ok(()),
+                Ok(()) => Ok(()),
+                Err(error) => Err(ServerError::Serve(error.into())),
             },
             () = stop_now.cancelled() => Ok(()),
         }
@@ -152,6 +167,7 @@ impl Server {
 struct StoredOutbox {
     store: TaskStore,
     service: Service,
+    config: Arc<Config>,
     metrics: Arc<Metrics>,
 }
 
@@ -178,7 +194,7 @@ impl Outbox for StoredOutbox {
 
     async fn body(&self, task: &TaskId) -> Result<Option<Bytes>, StoreError> {
         match self.service.task_for_owner(task).await {
-            Ok(view) => Ok(view.map(|view| http::webhook_body(&view, &self.service))),
+            Ok(view) => Ok(view.map(|view| http::webhook_body(&view, &self.config.server))),
             Err(error) => Err(StoreError::Unavailable { message: error.to_string() }),
         }
     }

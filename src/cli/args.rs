@@ -51,6 +51,8 @@ pub(super) enum Command {
     Pack(Box<PackArgs>),
     /// Say what a weight file, a model folder or a picture is
     Inspect(InspectArgs),
+    /// Serve pictures over HTTP, with a page to try it in the browser
+    Serve(Box<ServeArgs>),
     /// Print the configuration that `serve` would run with, as a file for --config
     Config(ConfigArgs),
     /// Ask a running server whether it is well: exit status 0 if it is, else 1
@@ -209,6 +211,28 @@ impl From<PrecisionArg> for Precision {
         }
     }
 }
+
+/// Flags of `darkroom serve`.
+#[derive(Debug, Args)]
+#[command(after_help = SERVE_EXAMPLES)]
+pub(super) struct ServeArgs {
+    #[command(flatten)]
+    pub(super) flags: ConfigFlags<All>,
+}
+
+const SERVE_EXAMPLES: &str = "\
+Examples:
+  Try it; the page is at http://127.0.0.1:8188:
+    darkroom serve
+  With models of your own, the first one loaded before the server is ready:
+    darkroom serve --models-dir ~/ComfyUI/models --model sd_xl_base_1.0 --preload sd_xl_base_1.0
+  For others on the network (a key is needed):
+    darkroom keys create gateway
+    darkroom serve --host 0.0.0.0
+
+Every setting is a flag, an environment variable and a line of the file that --config names:
+`darkroom config` prints them all. SIGTERM and Ctrl-C let it finish what is running; what does
+not finish in time goes on at the next start.";
 
 /// Flags of `darkroom config`.
 #[derive(Debug, Args)]

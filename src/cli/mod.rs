@@ -12,6 +12,7 @@ mod options;
 mod pack;
 mod progress;
 mod run;
+mod serve;
 mod source;
 
 use std::io::{ErrorKind, Write};
@@ -26,11 +27,15 @@ use error::CommandError;
 /// Runs the program: reads the command line, does what it says, and says what went wrong.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    start_logging(cli.verbose, cli.quiet);
+    // A server's log has a form of its own.
+    if !matches!(cli.command, Command::Serve(_)) {
+        start_logging(cli.verbose, cli.quiet);
+    }
     let done = match &cli.command {
         Command::Generate(args) => generate::run(args, cli.quiet),
         Command::Pack(args) => pack::run(args, cli.quiet),
         Command::Inspect(args) => inspect::run(args),
+        Command::Serve(args) => serve::run(args, cli.verbose, cli.quiet),
         Command::Config(args) => config::run(args),
         Command::Health(args) => health::run(args),
     };

@@ -1,14 +1,14 @@
 //! Addresses of pictures: relative or under the public URL, and signed ones that need no key for a while.
 
 use axum::http::{HeaderMap, header};
-use hmac::{Hmac, KeyInit, Mac};
 use jiff::Timestamp;
 use serde::Deserialize;
-use sha2::Sha256;
 use utoipa::IntoParams;
 
 use super::error::ApiError;
 use crate::config::ServerConfig;
+use crate::outbound::Secret;
+use crate::outbound::signature::{LinkError, signed_path, verify_path};
 use crate::task::ImageId;
 
 /// How long a signed address works, seconds.
@@ -40,19 +40,13 @@ impl Addresses {
 
     /// `/v1/images/{id}`, under the public URL where there is one.
     pub(super) fn image(&self, id: &ImageId) -> String {
-        format!("{}/v1/images/{id}", self.public)
+        format!("{}{}", self.public, path(id))
     }
 
     /// An absolute address that works without a key for [`SIGNED_SECONDS`].
-    pub(super) fn signed_image(
-        &self,
-        id: &ImageId,
-        secret: &[u8],
-        now: Timestamp,
-    ) -> Result<String, ApiError> {
+    pub(super) fn signed_image(&self, id: &ImageId, secret: &Secret, now: Timestamp) -> String {
         let expires = now.as_second().saturating_add(SIGNED_SECONDS);
-        let signature = hex::encode(mac(secret, id, expires)?.finalize().into_bytes());
-        Ok(format!("{}/v1/images/{id}?expires={expires}&signature={signature}", self.absolute))
+        format!("{}{}", self.absolute, signed_path(secret, &path(id), expires))
     }
 }
 
@@ -80,25 +74,17 @@ impl Signature {
     }
 
     /// Refuses an address that is not signed by this server for this picture, or no longer.
-    pub(super) fn check(&self, id: &ImageId, secret: &[u8], now: Timestamp) -> Result<(), ApiError> {
-        let forged = || ApiError::forbidden("the address's signature is not valid");
+    pub(super) fn check(&self, id: &ImageId, secret: &Secret, now: Timestamp) -> Result<(), ApiError> {
+        let forged = || ApiError::forbidden(&LinkError::Mismatch.to_string());
         let (Some(expires), Some(signature)) = (self.expires, &self.signature) else { return Err(forged()) };
-        let signature = hex::decode(signature).map_err(|_| forged())?;
-        mac(secret, id, expires)?.verify_slice(&signature).map_err(|_| forged())?;
-        if expires <= now.as_second() {
-            return Err(
-                ApiError::forbidden("the signed address has expired").hint("ask for the picture again")
-            );
-        }
-        Ok(())
+        verify_path(secret, &path(id), expires, signature, now)
+            .map_err(|error| ApiError::forbidden(&error.to_string()))
     }
 }
 
-fn mac(secret: &[u8], id: &ImageId, expires: i64) -> Result<Hmac<Sha256>, ApiError> {
-    let mut mac = Hmac::<Sha256>::new_from_slice(secret)
-        .map_err(|_| ApiError::internal("the secret for signed addresses cannot be used"))?;
-    mac.update(format!("picture\n{id}\n{expires}").as_bytes());
-    Ok(mac)
+/// What a signature is for: the same whatever the public URL is.
+fn path(id: &ImageId) -> String {
+    format!("/v1/images/{id}")
 }
 
 #[cfg(test)]
@@ -108,6 +94,10 @@ mod tests {
 
     fn image() -> ImageId {
         TaskId::new(TaskKind::Images).image(0)
+    }
+
+    fn secret(text: &str) -> Secret {
+        Secret::new(&text.repeat(32), "the test").unwrap()
     }
 
     fn signature_of(url: &str) -> Signature {
@@ -122,17 +112,17 @@ mod tests {
     fn a_signed_address_works_for_its_picture_until_it_expires() {
         let (id, now) = (image(), Timestamp::now());
         let addresses = Addresses::new(&ServerConfig::default(), &HeaderMap::new());
-        let signature = signature_of(&addresses.signed_image(&id, b"secret", now).unwrap());
-        assert_eq!(signature.check(&id, b"secret", now), Ok(()));
+        let signature = signature_of(&addresses.signed_image(&id, &secret("a"), now));
+        assert_eq!(signature.check(&id, &secret("a"), now), Ok(()));
         let status = |result: Result<(), ApiError>| result.unwrap_err().status().as_u16();
         let later = now + jiff::SignedDuration::from_secs(SIGNED_SECONDS);
-        assert_eq!(status(signature.check(&id, b"secret", later)), 403);
-        assert_eq!(status(signature.check(&image(), b"secret", now)), 403);
-        assert_eq!(status(signature.check(&id, b"another", now)), 403);
+        assert_eq!(status(signature.check(&id, &secret("a"), later)), 403);
+        assert_eq!(status(signature.check(&image(), &secret("a"), now)), 403);
+        assert_eq!(status(signature.check(&id, &secret("b"), now)), 403);
         let longer = Signature { expires: signature.expires.map(|at| at + 1), ..signature.clone() };
-        assert_eq!(status(longer.check(&id, b"secret", now)), 403);
+        assert_eq!(status(longer.check(&id, &secret("a"), now)), 403);
         let none = Signature { expires: None, ..signature };
-        assert_eq!(status(none.check(&id, b"secret", now)), 403);
+        assert_eq!(status(none.check(&id, &secret("a"), now)), 403);
     }
 
     #[test]

@@ -12,10 +12,10 @@ mod bank;
 mod description;
 mod error;
 mod extract;
+pub mod listen;
 mod observe;
 mod openai;
 mod outcome;
-pub mod listen;
 mod page_files;
 mod probes;
 mod range;
@@ -30,12 +30,13 @@ mod words;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::http::{Method, StatusCode, Uri};
+use axum::http::{HeaderMap, Method, StatusCode, Uri};
 use axum::middleware::{from_fn, from_fn_with_state};
+use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::Config;
-use crate::service::Service;
+use crate::config::{Config, ServerConfig};
+use crate::service::{Service, TaskView};
 
 pub use app::SetupError;
 pub use words::WordsError;
@@ -64,6 +65,14 @@ pub fn router(
         .layer(from_fn(observe::harden))
         .layer(from_fn(observe::observe))
         .with_state(app))
+}
+
+/// What webhooks say about a task: what `GET /v1/tasks/{id}` answers.
+pub fn webhook_body(view: &TaskView, config: &ServerConfig) -> Bytes {
+    let addresses = addresses::Addresses::new(config, &HeaderMap::new());
+    let body = task_json::TaskBody::new(view, &addresses);
+    // Numbers, texts and lists: nothing in it that JSON lacks.
+    serde_json::to_vec(&body).unwrap_or_default().into()
 }
 
 async fn unknown_route(uri: Uri) -> error::ApiError {

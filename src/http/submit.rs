@@ -93,7 +93,7 @@ pub(super) fn webhook(
 ) -> Result<Option<String>, ApiError> {
     let Some(text) = text else { return Ok(None) };
     let url = source::address(field, &text)?;
-    app.service.check_url(&url).map_err(|error| match error {
+    app.service.check_url(url.as_str()).map_err(|error| match error {
         ServiceError::Invalid { message, .. } => {
             ApiError::invalid(field, format!("cannot be used: {message}")).hint(
                 "outbound.allow_networks in the configuration names private networks that may be reached",

@@ -25,6 +25,7 @@ use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub use crate::store::Idempotency;
 pub use access::ApiKey;
 pub use live::Subscription;
 pub use models::{ModelDefaults, ModelInfo, Residency};
@@ -99,15 +100,6 @@ pub struct Submission {
     pub bypass_bank: bool,
     /// The client's `Idempotency-Key` and a digest of its whole request.
     pub idempotency: Option<Idempotency>,
-}
-
-/// Makes a repeated request the same task.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Idempotency {
-    /// What the client calls the request.
-    pub key: String,
-    /// SHA-256 of the request, so that another request under the same key is found out.
-    pub fingerprint: String,
 }
 
 /// A task with what only the running server knows about it.

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use super::{Service, ServiceError, Submission, TaskView};
 use crate::engine::{Job, JobId, Viewers};
 use crate::metrics::{ByCache, ByOutcome, ByReason, ByStatus};
-use crate::store::{self, Inserted, StoreError};
+use crate::store::{Inserted, StoreError};
 use crate::task::{DrawnImage, NewTask, Owner, Task, TaskId, TaskStatus};
 
 /// Tasks finish at the measured rate; with nothing measured, this is when to ask again, seconds.
@@ -75,10 +75,7 @@ impl Service {
                 webhook_url,
                 created_at: Timestamp::now(),
             };
-            tasks.push((
-                task,
-                idempotency.map(|i| store::Idempotency { key: i.key, fingerprint: i.fingerprint }),
-            ));
+            tasks.push((task, idempotency));
         }
         let inserted = self.0.store.insert(tasks).await.map_err(|e| self.store_error(e))?;
         let mut submitted = Vec::with_capacity(inserted.len());

@@ -23,7 +23,9 @@ use crate::config::{Config, LimitsConfig, PrecisionConfig, StorageConfig};
 use crate::engine::{Engine, Sources};
 use crate::outbound::Secret;
 use crate::picture::{ReadLimits, cover, cover_mask, read_mask_bytes, read_picture_bytes};
-use crate::store::{CleanUpError, CleanedUp, ImageStore, Retention, clean_up, free_bytes, keep_blob};
+use crate::store::{
+    CleanUpError, CleanedUp, ImageStore, Retention, clean_up, free_bytes, keep_blob, remove_orphans,
+};
 use crate::task::{BlobId, ImageSpec, Owner, SourceSpec, TaskError, TaskErrorKind};
 
 /// Pause between sweeps of what is past its time.
@@ -132,6 +134,14 @@ impl Service {
         tokio::spawn(async move { upkeep.upkeep().await });
         let preloading = service.clone();
         tokio::spawn(async move { preloading.preload().await });
+        let orphans = service.clone();
+        tokio::spawn(async move {
+            match remove_orphans(&orphans.0.store, &orphans.0.images).await {
+                Ok(0) => {}
+                Ok(files) => tracing::info!(files, "removed files that belong to no task"),
+                Err(error) => tracing::warn!(%error, "cannot look for files that belong to no task"),
+            }
+        });
         Ok(service)
     }
 

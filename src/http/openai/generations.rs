@@ -170,7 +170,7 @@ async fn picture(
         }
         ResponseFormat::Url => {
             let secret = app.service.signing_secret();
-            (None, Some(app.addresses(headers).signed_image(&image.id, secret, Timestamp::now())?))
+            (None, Some(app.addresses(headers).signed_image(&image.id, secret, Timestamp::now())))
         }
     };
     Ok(GenerationBody { b64_json, url, seed: image.seed })

@@ -15,8 +15,9 @@ use crate::http::auth::Client;
 use crate::http::error::ApiError;
 use crate::http::extract::{Id, Params, flag};
 use crate::http::range::{self, Part};
-use crate::picture::thumbnail::thumbnail;
+use crate::picture::thumbnail;
 use crate::service::StoredImage;
+use crate::service::source_limits;
 use crate::task::ImageId;
 
 /// Widths of thumbnails, pixels.
@@ -118,7 +119,8 @@ async fn small(
     name: Option<String>,
 ) -> Result<Sent, ApiError> {
     let id = stored.image.id.clone();
-    let made = app.picture_work(move || thumbnail(&stored.bytes, width)).await?;
+    let limits = source_limits(&app.config.limits);
+    let made = app.picture_work(move || thumbnail(&stored.bytes, width, &limits)).await?;
     let (bytes, mime) =
         made.map_err(|error| ApiError::internal(&format!("thumbnail of picture {id}: {error}")))?;
     // A thumbnail may be of another format than its picture.

@@ -11,8 +11,7 @@ use crate::http::auth::Client;
 use crate::http::error::{ApiError, did_you_mean, shown};
 use crate::http::extract::{Id, Params};
 use crate::http::task_json::TaskBody;
-use crate::service::TaskView;
-use crate::task::{Task, TaskId, TaskStatus};
+use crate::task::{TaskId, TaskStatus};
 
 /// Tasks of a page where none are asked for.
 const PAGE: u32 = 50;
@@ -82,12 +81,7 @@ pub(super) async fn list(
     };
     let page = app.service.tasks(&client.owner, status, after.as_ref(), limit).await?;
     let addresses = app.addresses(&headers);
-    let mut tasks = Vec::with_capacity(page.tasks.len());
-    for task in page.tasks {
-        // What is running is known better by the service than by the store.
-        let view = if task.status.is_final() { settled(task) } else { current(&app, &client, task).await? };
-        tasks.push(TaskBody::new(&view, &addresses));
-    }
+    let tasks = page.tasks.iter().map(|view| TaskBody::new(view, &addresses)).collect();
     Ok(Json(TaskListBody { tasks, next_cursor: page.next.map(String::from) }))
 }
 
@@ -110,21 +104,6 @@ pub(super) async fn cancel(
 ) -> Result<Json<TaskBody>, ApiError> {
     let view = app.service.cancel(&client.owner, &id).await?;
     Ok(Json(TaskBody::new(&view, &app.addresses(&headers))))
-}
-
-async fn current(app: &App, client: &Client, task: Task) -> Result<TaskView, ApiError> {
-    match app.service.task(&client.owner, &task.id).await {
-        Ok(view) => Ok(view),
-        // Cleaned up between the two questions.
-        Err(crate::service::ServiceError::NotFound { .. }) => Ok(settled(task)),
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// A task of which only the store knows.
-fn settled(task: Task) -> TaskView {
-    let (steps_done, steps_total) = (task.drawn.len(), task.images.len());
-    TaskView { task, steps_done, steps_total, current_step: None, queue_position: None, eta_seconds: None }
 }
 
 fn limit(given: Option<u32>) -> Result<usize, ApiError> {
