@@ -129,21 +129,19 @@ const live = {
     if (this.wanted.has(id) || this.wanted.size >= this.limit) return;
     this.wanted.add(id);
     clearTimeout(this.timer);
-    if (this.open) this.send("subscribe", id);
+    if (this.open) this.subscribe(id);
     else this.connect();
   },
 
+  /** The server ends a subscription by itself after the final status. */
   leave(id) {
     if (!this.wanted.delete(id)) return;
-    if (this.open) this.send("unsubscribe", id);
     if (!this.wanted.size) this.timer = setTimeout(() => this.close(), 20_000);
   },
 
-  send(action, id) {
-    const message = { action, task_id: id };
-    if (action === "subscribe") message.previews = true;
-    if (key) message.auth_token = `Bearer ${key}`;
-    this.socket.send(JSON.stringify(message));
+  subscribe(id) {
+    const auth = key ? { auth_token: `Bearer ${key}` } : {};
+    this.socket.send(JSON.stringify({ action: "subscribe", task_id: id, previews: true, ...auth }));
   },
 
   connect() {
@@ -153,7 +151,7 @@ const live = {
     const socket = (this.socket = new WebSocket(url));
     socket.onopen = () => {
       this.failures = 0;
-      for (const id of this.wanted) this.send("subscribe", id);
+      for (const id of this.wanted) this.subscribe(id);
     };
     socket.onmessage = ({ data }) => {
       let message;
@@ -282,7 +280,7 @@ let columns = 4;
 class Sheet {
   constructor(id, asked) {
     this.id = id;
-    /** What this page asked for: `{ path, body, labels }`, if it was this page. */
+    /** What this page asked for, if it was this page: see `request`. */
     this.asked = asked;
     this.task = {};
     this.frames = [];
@@ -525,6 +523,7 @@ function say(text) {
 /** Puts a task on the page, or what is new of it. */
 function place(task, { asked, older = false } = {}) {
   let sheet = sheets.get(task.task_id);
+  if (sheet && asked) sheet.asked = asked;
   if (!sheet) {
     // Taken back before anything was drawn: nothing to look at later.
     if (task.status === "cancelled" && !task.images?.length && !asked) return;
@@ -534,9 +533,7 @@ function place(task, { asked, older = false } = {}) {
       $("grid").append(sheet.element);
     } else {
       sheet.element.classList.add("arrived");
-      const newer = [...sheets.values()].filter((other) => other !== sheet && other.task.created_at > task.created_at);
-      const after = newer.map((other) => other.element).filter((e) => e.isConnected).pop();
-      after && task.created_at ? after.after(sheet.element) : $("grid").prepend(sheet.element);
+      $("grid").prepend(sheet.element);
     }
   }
   sheet.update(task);
@@ -552,11 +549,10 @@ function remove(sheet) {
 }
 
 /** Submits what the form or a picture says and shows the task. */
-async function submit({ path, body, labels, count }) {
-  const answer = await post(path, body);
-  const asked = { path, body, labels, count };
-  const sheet = place({ created_at: new Date().toISOString(), ...answer, images: answer.images ?? undefined }, { asked });
-  sheet.asked = asked;
+async function submit(asked) {
+  const answer = await post(asked.path, asked.body);
+  asked = { ...asked, count: answer.expression_count ?? asked.count };
+  const sheet = place(answer, { asked });
   say("Sent. It comes up under Pictures.");
   refreshSoon();
   return sheet;
@@ -574,7 +570,7 @@ async function loadTasks(older = false) {
   if (asked !== session) return;
   const tasks = page.tasks ?? [];
   const first = !list.loaded;
-  if (older || first) list.cursor = page.next ?? null;
+  if (older || first) list.cursor = page.next_cursor ?? null;
   list.loaded = true;
   // Newest last, so that new ones go to the top in order; older ones go to the end as they come.
   for (const task of older || first ? tasks : tasks.toReversed()) place(task, { older: older || first });
@@ -698,15 +694,15 @@ let mode = "picture";
 let models = [];
 let expressions = [];
 let chosen = new Set();
-/** The picture to start from: `{ data, url }`. */
+/** The picture to start from: `{ blob, data, url }`. */
 let source = null;
 /** The size was chosen by hand, so another model does not change it. */
 let sizeChosen = false;
+/** An empty negative prompt is meant to be empty, not the model's own. */
+let negativeChosen = false;
 
 const model = () => models.find((one) => one.id === $("model").value) ?? models.find((one) => one.is_default) ?? models[0];
-/** Packs are drawn by the default model. */
-const drawnBy = () => (mode === "pack" ? models.find((one) => one.is_default) ?? models[0] : model());
-const isSmall = () => (drawnBy()?.native_side ?? 0) <= 256;
+const isSmall = () => (model()?.native_side ?? 0) <= 256;
 
 function setMode(next, focus = false) {
   mode = next;
@@ -718,8 +714,11 @@ function setMode(next, focus = false) {
   }
   $("form").setAttribute("aria-labelledby", `tab-${mode}`);
   for (const part of document.querySelectorAll("#form [data-mode]")) part.hidden = part.dataset.mode !== mode;
+  // A pack without a seed takes the one that the server keeps for the character.
+  $("seed").placeholder = mode === "pack" ? "the character's" : "random";
   drawSizes();
   drawExamples();
+  drawSummary();
   drawSubmit();
   clearProblems();
 }
@@ -746,8 +745,8 @@ function presets(side) {
 }
 
 function drawSizes(size) {
-  const { width, height } = drawnBy()?.defaults ?? {};
-  const side = drawnBy()?.native_side ?? 1024;
+  const { width, height } = model()?.defaults ?? {};
+  const side = model()?.native_side ?? 1024;
   const sizes = presets(side).map((pair) => pair.map((n) => Math.round(n / 8) * 8));
   if (width && !sizes.some(([w, h]) => w === width && h === height)) sizes[0] = [width, height];
   size ??= sizeChosen ? chosenSize() : null;
@@ -791,7 +790,7 @@ const chosenSize = () => ({ width: number("width"), height: number("height") });
 function drawDefaults() {
   const defaults = model()?.defaults ?? {};
   for (const name of ["steps", "cfg", "sampler", "scheduler"]) $(name).placeholder = defaults[name] ?? "";
-  $("negative").placeholder = defaults.negative_prompt || "none";
+  $("negative").placeholder = (!negativeChosen && defaults.negative_prompt) || "none";
   drawSizes();
   drawExamples();
   drawSummary();
@@ -799,14 +798,15 @@ function drawDefaults() {
 
 function drawSummary() {
   const of = (id) => $(id).value || $(id).placeholder;
-  $("settings-summary").textContent = [model()?.id, of("steps") && `${of("steps")} steps`, of("sampler")].filter(Boolean).join(" · ");
+  const words = mode === "pack" ? [model()?.id, $("priority").value] : [model()?.id, of("steps") && `${of("steps")} steps`, of("sampler")];
+  $("settings-summary").textContent = words.filter(Boolean).join(" · ");
 }
 
 function drawModels() {
   const before = $("model").value;
   const where = { resident: "loaded", loading: "loading…", failed: "cannot be loaded" };
   $("model").replaceChildren(...models.map((one) => {
-    const state = where[one.residency?.state];
+    const state = where[one.residency?.state ?? one.state];
     return el("option", { value: one.id, textContent: state ? `${one.id} (${state})` : one.id, selected: one.is_default });
   }));
   if (models.some((one) => one.id === before)) $("model").value = before;
@@ -830,7 +830,7 @@ function drawExpressions() {
 }
 
 function pickedExpressions() {
-  if (!expressions.length) return $("expression-text").value.split(",").map((name) => name.trim()).filter(Boolean);
+  if (!expressions.length) return ($("expression-text").value.trim() || "all").split(",").map((name) => name.trim()).filter(Boolean);
   return expressions.map(({ name }) => name).filter((name) => chosen.has(name));
 }
 
@@ -867,7 +867,7 @@ function showProblem(refusal) {
   field.focus?.();
 }
 
-/** The form as a request: `{ path, body, labels, count }`. Throws a `Refusal` for what needs no server to refuse. */
+/** The form as a request: `{ path, body, labels, count, source }`. Throws a `Refusal` for what needs no server to refuse. */
 function request() {
   const refuse = (field, message, hint) => { throw new Refusal(422, { field, message, hint }); };
   const { width, height } = chosenSize();
@@ -880,19 +880,19 @@ function request() {
     if (!text("character")) refuse("character_prompt", "Say who it is.", "One of the examples, perhaps.");
     if (!tags.length) refuse("expression_tags", "Choose at least one expression.");
     Object.assign(body, {
-      character_prompt: text("character"), expression_tags: tags, art_style: text("style"),
-      resolution: `${width}x${height}`, priority: $("pack-priority").value,
+      character_prompt: text("character"), expression_tags: tags, art_style: text("style"), model: $("model").value || undefined,
+      resolution: `${width}x${height}`, priority: $("priority").value, bypass_cache: $("bank").value ? true : undefined,
     });
-    return { path: "v1/character-packs/expressions", body, labels: tags, count: tags.length };
+    return { path: "v1/character-packs/expressions", body, labels: expressions.length ? tags : undefined, count: tags.length };
   }
   if (!text("prompt")) refuse("prompt", "Write what you want to see.", "One of the examples, perhaps.");
   Object.assign(body, {
-    prompt: text("prompt"), negative_prompt: text("negative"), model: $("model").value || undefined, width, height,
+    prompt: text("prompt"), negative_prompt: text("negative") ?? (negativeChosen ? "" : undefined), model: $("model").value || undefined, width, height,
     steps: number("steps"), cfg: number("cfg"), sampler: text("sampler"), scheduler: text("scheduler"),
     count: number("count"), format: $("format").value, priority: $("priority").value,
   });
   if (source) Object.assign(body, { init_image: source.data, denoise: number("denoise") });
-  return { path: "v1/images", body, count: body.count ?? 1 };
+  return { path: "v1/images", body, count: body.count ?? 1, source: source?.blob };
 }
 
 let sending = false;
@@ -930,7 +930,7 @@ async function setSource(blob) {
       reader.onload = () => done(reader.result);
       reader.readAsDataURL(blob);
     });
-    source = { data, url: URL.createObjectURL(blob) };
+    source = { blob, data, url: URL.createObjectURL(blob) };
     $("source-image").src = source.url;
   }
   $("chosen").hidden = !source;
@@ -942,6 +942,7 @@ function fill(settings, seed) {
   setMode("picture");
   $("prompt").value = settings.prompt ?? "";
   $("negative").value = settings.negative_prompt ?? "";
+  negativeChosen = settings.negative_prompt != null;
   if (models.some((one) => one.id === settings.model)) $("model").value = settings.model;
   for (const name of ["steps", "cfg", "sampler", "scheduler"]) $(name).value = settings[name] ?? "";
   if (settings.format) $("format").value = settings.format;
@@ -985,14 +986,14 @@ const viewer = {
   /** All settings of the picture that are known: the server's words, else what this page asked for. */
   settings() {
     const { sheet, image } = this.frame;
-    const { character_prompt, expression_tags, resolution, art_style, priority, count, init_image, ...asked } = sheet.body;
-    return { ...asked, prompt: sheet.body.prompt, ...image, init_image };
+    const { prompt, model, negative_prompt, width, height, steps, cfg, sampler, scheduler, denoise, format } = sheet.body;
+    const asked = { prompt, model, negative_prompt, width, height, steps, cfg, sampler, scheduler, denoise, format };
+    return { ...asked, ...image };
   },
 
   /** The picture began with another one that this page does not have. */
   get lacksSource() {
-    const { denoise, init_image, has_source } = this.settings();
-    return !init_image && (has_source === true || (denoise != null && denoise < 1));
+    return this.settings().denoise < 1 && !this.frame.sheet.asked?.source;
   },
 
   async show(button) {
@@ -1076,25 +1077,22 @@ const viewer = {
 
   /** Draws it again: from the same seed the same picture, without a seed another one. */
   async draw(seed) {
-    const settings = this.settings();
-    const { init_image, denoise } = settings;
-    await this.fillForm(seed);
-    const body = request().body;
-    if (init_image) Object.assign(body, { init_image, denoise });
     try {
-      await submit({ path: "v1/images", body, count: 1 });
+      await this.fillForm(seed);
+      await submit(request());
       this.close();
       scrollTo({ top: 0 });
     } catch (refusal) {
+      if (!(refusal instanceof Refusal)) throw refusal;
       show($("viewer-problem"), refusal.text);
     }
   },
 
   async fillForm(seed) {
-    const { init_image, denoise, ...settings } = this.settings();
+    const settings = this.settings();
     fill(settings, seed);
-    await setSource(init_image ? await (await fetch(init_image)).blob().catch(() => null) : null);
-    if (denoise != null && denoise < 1) setDenoise(denoise);
+    await setSource(this.frame.sheet.asked?.source);
+    if (settings.denoise < 1) setDenoise(settings.denoise);
   },
 };
 
@@ -1199,9 +1197,10 @@ function connectControls() {
     drawSummary();
   });
   $("model").addEventListener("change", () => {
-    sizeChosen = false;
+    sizeChosen = negativeChosen = false;
     drawDefaults();
   });
+  $("negative").addEventListener("input", () => { negativeChosen = true; });
   for (const id of ["width", "height"]) $(id).addEventListener("input", () => { sizeChosen = true; });
   $("expressions-all").addEventListener("click", () => {
     chosen = new Set(chosen.size ? [] : expressions.map(({ name }) => name));
