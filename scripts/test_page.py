@@ -44,8 +44,10 @@ CHROMIUM_FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+SHOWN = "1girl, white hair, long hair, cat ears, red eyes, black shirt, pink background"
 CHARACTER = "1girl, blonde hair, twintails, blue eyes, red shirt, blue background"
 PROMPT = "1boy, black hair, short hair, blue shirt, smirk, orange background"
+MARKUP = "<i><i>1girl</i></i>, red hair"
 # Notes every preview that any frame shows.
 WATCH_PREVIEWS = """
 window.previewsSeen = {};
@@ -224,6 +226,7 @@ def a_picture_can_start_from_another(visit: Visit) -> None:
 
 def a_task_can_be_cancelled(visit: Visit) -> None:
     page = visit.page
+    page.fill("#prompt", MARKUP)
     page.fill("#count", "8")
     page.fill("#steps", "150")
     sheet = visit.submit()
@@ -232,6 +235,17 @@ def a_task_can_be_cancelled(visit: Visit) -> None:
     page.fill("#count", "1")
     page.fill("#steps", "")
     check("a task that was cancelled is cancelled on the server, too", visit.task(sheet)["status"] == "cancelled")
+    check("markup in a prompt stays text", sheet.locator("h3").inner_text() == MARKUP and sheet.locator("i i").count() == 0)
+
+
+def without_a_socket_the_page_polls(browser: Browser, url: str) -> None:
+    visit = Visit(browser, url, None)
+    visit.page.route_web_socket(re.compile(r"/v1/tasks/ws"), lambda socket: socket.close())
+    visit.open()
+    visit.page.fill("#prompt", PROMPT)
+    visit.wait_done(visit.submit(), 1)
+    check("without a socket the page polls", not visit.complaints, visit.complaints[:3])
+    visit.close()
 
 
 def a_refusal_stands_at_its_field(visit: Visit) -> None:
@@ -256,8 +270,8 @@ def what_was_drawn_is_there_after_a_reload(visit: Visit) -> None:
 
 
 def the_page_keeps_to_itself(visit: Visit) -> None:
-    check("nothing is complained about in the console", not visit.complaints, visit.complaints)
-    check("nothing is asked of other hosts", not visit.foreign, visit.foreign)
+    check("nothing is complained about in the console", not visit.complaints, visit.complaints[:3])
+    check("nothing is asked of other hosts", not visit.foreign, visit.foreign[:3])
 
 
 def without_a_key_the_page_asks_for_one(visit: Visit) -> None:
@@ -287,7 +301,7 @@ def take_screenshot(browser: Browser, url: str, path: Path, seed: int) -> None:
     page = visit.page
     page.wait_for_selector("#chips button", state="attached")
     page.click("#tab-pack")
-    page.fill("#character", CHARACTER)
+    page.fill("#character", SHOWN)
     page.fill("#seed", str(seed))
     sheet = visit.submit()
     visit.wait_done(sheet, page.locator("#chips button").count())
@@ -298,7 +312,7 @@ def take_screenshot(browser: Browser, url: str, path: Path, seed: int) -> None:
         "Math.max(...[document.querySelector('.bench'), document.querySelector('.sheet')]"
         ".map((e) => e.getBoundingClientRect().bottom))"
     )
-    page.set_viewport_size({"width": 1280, "height": int(bottom) + 24})
+    page.set_viewport_size({"width": 1280, "height": int(bottom) + 20})
     page.wait_for_timeout(1000)
     path.parent.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=path)
@@ -365,6 +379,7 @@ def test_open(browser: Browser, url: str) -> None:
     what_was_drawn_is_there_after_a_reload(visit)
     the_page_keeps_to_itself(visit)
     visit.close()
+    without_a_socket_the_page_polls(browser, url)
 
 
 def test_with_key(browser: Browser, url: str, key: str) -> None:
@@ -391,20 +406,25 @@ def run(arguments: argparse.Namespace) -> None:
                 if arguments.screenshot:
                     take_screenshot(browser, arguments.url, arguments.screenshot, arguments.seed)
                 return
-            for name in ("open", "keyed"):
-                data_dir = Path(folder) / name
-                data_dir.mkdir()
-                key = create_key(arguments.binary, data_dir) if name == "keyed" else None
-                with server(arguments.binary, data_dir) as url:
-                    print(f"-- {'with a key' if key else 'without keys'}: {url}", flush=True)
-                    if key:
-                        test_with_key(browser, url, key)
-                        continue
-                    test_open(browser, url)
-                    if arguments.screenshot:
-                        take_screenshot(browser, url, arguments.screenshot, arguments.seed)
+            test_own_server(browser, arguments, Path(folder))
         finally:
             browser.close()
+
+
+def test_own_server(browser: Browser, arguments: argparse.Namespace, folder: Path) -> None:
+    """Without keys, with one, and for the screenshot: each time with nothing drawn yet."""
+    for name in ["open", "keyed"] + ["screenshot"] * bool(arguments.screenshot):
+        data_dir = folder / name
+        data_dir.mkdir()
+        key = create_key(arguments.binary, data_dir) if name == "keyed" else None
+        with server(arguments.binary, data_dir) as url:
+            print(f"-- {name}: {url}", flush=True)
+            if key:
+                test_with_key(browser, url, key)
+            elif name == "open":
+                test_open(browser, url)
+            else:
+                take_screenshot(browser, url, arguments.screenshot, arguments.seed)
 
 
 def out_of_time(*_: object) -> None:
@@ -418,7 +438,7 @@ def main() -> int:
     target.add_argument("--url", help="a server that runs already, with nothing drawn yet")
     parser.add_argument("--key", help="the key for --url")
     parser.add_argument("--screenshot", type=Path, help="where to put the README's picture of the page")
-    parser.add_argument("--seed", type=int, default=5, help="seed of the screenshot's pack")
+    parser.add_argument("--seed", type=int, default=7, help="seed of the screenshot's pack")
     parser.add_argument("--chromium", default=shutil.which("chromium") or shutil.which("google-chrome"))
     arguments = parser.parse_args()
     if not arguments.chromium:

@@ -426,7 +426,8 @@ class Sheet {
       ? (Date.parse(this.task.finished_at) - Date.parse(this.task.started_at)) / 1000 : null;
     return [
       model, width && `${width} × ${height}`, sampler && [sampler, scheduler].filter(Boolean).join(" / "),
-      steps && `${steps} steps`, seed != null && `seed ${seed}`, took >= 0.1 && `${took.toFixed(1)} s`,
+      steps && `${steps} steps`, seed != null && `seed ${seed}`,
+      this.task.images?.length && this.task.images.every((image) => image.cached) && "from the bank", took >= 0.1 && `${took.toFixed(1)} s`,
     ].filter(Boolean).join("  ·  ");
   }
 
@@ -580,10 +581,12 @@ async function loadTasks(older = false) {
 
 async function loadQueue() {
   const queue = await json("v1/queue");
-  const waiting = Object.values(queue.queued ?? {}).reduce((sum, n) => sum + n, 0);
+  const { standard = 0, priority = 0, urgent = 0 } = queue.queued ?? {};
+  const waiting = standard + priority + urgent;
+  const ahead = [urgent && `${urgent} urgent`, priority && `${priority} priority`].filter(Boolean).join(", ");
   const parts = [];
   if (queue.processing) parts.push(`${queue.processing} developing`);
-  if (waiting) parts.push(`${waiting} waiting`);
+  if (waiting) parts.push(`${waiting} waiting${ahead && ` (${ahead})`}`);
   if (waiting && queue.capacity && waiting + queue.processing >= queue.capacity) parts.push("the queue is full");
   if (parts.length && queue.eta_seconds > 0) parts.push(`done in about ${duration(queue.eta_seconds)}`);
   if (queue.processing && queue.step_batch > 1) parts.push(`${queue.step_batch} pictures a step`);
