@@ -842,7 +842,8 @@ function drawSubmit() {
   $("expression-count").textContent = expressions.length ? `${picked} of ${expressions.length}` : "";
   $("expressions-all").textContent = picked ? "none" : "all";
   const count = mode === "pack" ? picked : number("count") || 1;
-  $("submit-label").textContent = mode === "pack" ? `Develop ${picked} expression${picked === 1 ? "" : "s"}`
+  const unnamed = !expressions.length && pickedExpressions()[0] === "all";
+  $("submit-label").textContent = mode === "pack" && unnamed ? "Develop the pack" : mode === "pack" ? `Develop ${picked} expression${picked === 1 ? "" : "s"}`
     : count > 1 ? `Develop ${count} pictures` : "Develop";
 }
 
