@@ -50,6 +50,10 @@ impl Addresses {
     }
 }
 
+fn path(id: &ImageId) -> String {
+    format!("/v1/images/{id}")
+}
+
 /// The Host header, where it is one: letters, digits, dots, dashes, colons and brackets.
 fn host(headers: &HeaderMap) -> Option<String> {
     let host = headers.get(header::HOST)?.to_str().ok()?;
@@ -75,16 +79,14 @@ impl Signature {
 
     /// Refuses an address that is not signed by this server for this picture, or no longer.
     pub(super) fn check(&self, id: &ImageId, secret: &Secret, now: Timestamp) -> Result<(), ApiError> {
-        let forged = || ApiError::forbidden(&LinkError::Mismatch.to_string());
-        let (Some(expires), Some(signature)) = (self.expires, &self.signature) else { return Err(forged()) };
-        verify_path(secret, &path(id), expires, signature, now)
-            .map_err(|error| ApiError::forbidden(&error.to_string()))
+        let (Some(expires), Some(signature)) = (self.expires, &self.signature) else {
+            return Err(ApiError::forbidden("a signed address has both expires and signature"));
+        };
+        verify_path(secret, &path(id), expires, signature, now).map_err(|error| match error {
+            LinkError::Mismatch => ApiError::forbidden(error.to_string()),
+            LinkError::Expired => ApiError::forbidden(error.to_string()).hint("ask for the task again"),
+        })
     }
-}
-
-/// What a signature is for: the same whatever the public URL is.
-fn path(id: &ImageId) -> String {
-    format!("/v1/images/{id}")
 }
 
 #[cfg(test)]

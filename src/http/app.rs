@@ -3,6 +3,7 @@
 
 use std::ops::Deref;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::http::HeaderMap;
 use darkroom_models::tokenizer::{ClipTokenizer, TokenizerError};
@@ -108,13 +109,19 @@ impl App {
         })
     }
 
-    /// Waits until a body of so many bytes fits into memory beside the others.
-    pub(super) async fn body_share(&self, bytes: usize) -> Result<OwnedSemaphorePermit, ApiError> {
+    /// Waits until a body of so many bytes fits into memory beside the others, at most so long.
+    pub(super) async fn body_share(
+        &self,
+        bytes: usize,
+        patience: Duration,
+    ) -> Result<OwnedSemaphorePermit, ApiError> {
         let share = kib(bytes).min(self.body_memory_kib);
-        Arc::clone(&self.body_memory)
-            .acquire_many_owned(share)
-            .await
-            .map_err(|_| ApiError::internal("the memory for bodies was closed"))
+        let waiting = Arc::clone(&self.body_memory).acquire_many_owned(share);
+        match tokio::time::timeout(patience, waiting).await {
+            Ok(Ok(permit)) => Ok(permit),
+            Ok(Err(_)) => Err(ApiError::internal("the memory for bodies was closed")),
+            Err(_) => Err(ApiError::unavailable("busy", "too many large requests arrive at once", 5)),
+        }
     }
 
     /// Runs work on a picture (decoding, scaling) beside the server's own threads, a few at once.

@@ -115,7 +115,7 @@ fn decide(
         None => Err(ApiError::unauthorized("this needs an API key")),
         Some(key) if access == Access::Admin && !key.admin => {
             Err(ApiError::forbidden("this needs an admin's key")
-                .hint("make one with 'darkroom keys --admin'"))
+                .hint("make one with 'darkroom keys create --admin'"))
         }
         Some(key) => Ok(Some(Client { owner: Owner::Key(key.id.clone()), admin: key.admin })),
     }

@@ -86,7 +86,11 @@ fn operation_name(method: &str, path: &str) -> String {
 /// `/openapi.json` and `/docs`.
 pub(super) fn pages(document: &OpenApi) -> Result<Router<App>, SetupError> {
     let json = Bytes::from(serde_json::to_vec(document)?);
-    let config = SwaggerConfig::new(["/openapi.json"]).try_it_out_enabled(true).persist_authorization(true);
+    let config = SwaggerConfig::new(["/openapi.json"])
+        .try_it_out_enabled(true)
+        .persist_authorization(true)
+        // Else the page would ask a server elsewhere about this document.
+        .validator_url("none");
     let docs: Router<App> = SwaggerUi::new("/docs").config(config).into();
     let json = Arc::new(json);
     let served = move || {

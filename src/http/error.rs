@@ -66,7 +66,7 @@ impl ApiError {
     pub(crate) fn unauthorized(message: impl Into<String>) -> Self {
         Self::new(StatusCode::UNAUTHORIZED, "unauthorized", message)
             .with_header(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"darkroom\""))
-            .hint("send the header 'Authorization: Bearer dk_…'; 'darkroom keys' makes keys")
+            .hint("send the header 'Authorization: Bearer dk_…'; 'darkroom keys create' makes keys")
     }
 
     /// 403: known, but not allowed.

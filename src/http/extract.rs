@@ -79,7 +79,8 @@ async fn read_body(request: Request, app: &App) -> Result<(Bytes, Option<OwnedSe
     let expected = declared.and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(limit);
     let patience = Duration::from_secs_f64(app.config.server.body_timeout.clamp(0.001, 86_400.0));
     let reading = async {
-        let share = if expected > SMALL_BODY { Some(app.body_share(expected).await?) } else { None };
+        let share =
+            if expected > SMALL_BODY { Some(app.body_share(expected, patience / 2).await?) } else { None };
         let bytes = Limited::new(request.into_body(), limit).collect().await.map_err(|error| {
             if error.downcast_ref::<LengthLimitError>().is_some() {
                 too_large()
@@ -92,8 +93,8 @@ async fn read_body(request: Request, app: &App) -> Result<(Bytes, Option<OwnedSe
     tokio::time::timeout(patience, reading).await.unwrap_or_else(|_| {
         Err(ApiError::new(
             StatusCode::REQUEST_TIMEOUT,
-            "timeout",
-            format!("the body did not arrive within {} seconds", patience.as_secs_f64()),
+            "request_timeout",
+            format!("the request's body did not arrive within {} seconds", patience.as_secs_f64()),
         ))
     })
 }

@@ -10,7 +10,6 @@ use utoipa::ToSchema;
 use super::app::App;
 use super::auth::Client;
 use super::error::{ApiError, did_you_mean};
-use super::source;
 use crate::service::{Idempotency, ModelDefaults, ServiceError, Submission, Submitted, TaskView};
 use crate::task::{Owner, Priority, TaskId};
 
@@ -92,16 +91,13 @@ pub(super) fn webhook(
     text: Option<String>,
 ) -> Result<Option<String>, ApiError> {
     let Some(text) = text else { return Ok(None) };
-    let url = source::address(field, &text)?;
-    app.service.check_url(url.as_str()).map_err(|error| match error {
-        ServiceError::Invalid { message, .. } => {
-            ApiError::invalid(field, format!("cannot be used: {message}")).hint(
-                "outbound.allow_networks in the configuration names private networks that may be reached",
-            )
+    match app.service.check_url(&text) {
+        Ok(url) => Ok(Some(url.into())),
+        Err(ServiceError::Invalid { message, .. }) => {
+            Err(ApiError::invalid(field, format!("cannot be used: {message}")))
         }
-        other => other.into(),
-    })?;
-    Ok(Some(url.into()))
+        Err(other) => Err(other.into()),
+    }
 }
 
 /// Waits until the task is final, at most as long as the server lets clients wait. A client that goes away takes the

@@ -169,7 +169,7 @@ async fn picture(
             (Some(STANDARD.encode(&stored.bytes)), None)
         }
         ResponseFormat::Url => {
-            let secret = app.service.signing_secret();
+            let secret = app.service.link_secret();
             (None, Some(app.addresses(headers).signed_image(&image.id, secret, Timestamp::now())))
         }
     };

@@ -7,7 +7,8 @@ use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::images::{Drawing, ImagesRequest, all_created, mark_replay};
+use super::image_request::ImagesRequest;
+use super::images::{Drawing, all_created, mark_replay};
 use crate::http::app::App;
 use crate::http::auth::Client;
 use crate::http::error::ApiError;

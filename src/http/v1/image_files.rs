@@ -15,9 +15,8 @@ use crate::http::auth::Client;
 use crate::http::error::ApiError;
 use crate::http::extract::{Id, Params, flag};
 use crate::http::range::{self, Part};
-use crate::picture::thumbnail;
+use crate::picture::{ReadLimits, thumbnail};
 use crate::service::StoredImage;
-use crate::service::source_limits;
 use crate::task::ImageId;
 
 /// Widths of thumbnails, pixels.
@@ -74,7 +73,7 @@ pub(super) async fn fetch(
 ) -> Result<Response, ApiError> {
     check_width(params.width)?;
     let stored = if signature.is_given() {
-        signature.check(&id, app.service.signing_secret(), Timestamp::now())?;
+        signature.check(&id, app.service.link_secret(), Timestamp::now())?;
         app.service.image_by_signature(&id).await?
     } else {
         let client =
@@ -119,8 +118,7 @@ async fn small(
     name: Option<String>,
 ) -> Result<Sent, ApiError> {
     let id = stored.image.id.clone();
-    let limits = source_limits(&app.config.limits);
-    let made = app.picture_work(move || thumbnail(&stored.bytes, width, &limits)).await?;
+    let made = app.picture_work(move || thumbnail(&stored.bytes, width, &ReadLimits::default())).await?;
     let (bytes, mime) =
         made.map_err(|error| ApiError::internal(&format!("thumbnail of picture {id}: {error}")))?;
     // A thumbnail may be of another format than its picture.

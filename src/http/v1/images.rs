@@ -6,15 +6,16 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use serde::Deserialize;
-use utoipa::{IntoParams, ToSchema};
+use utoipa::IntoParams;
 
+use super::image_request::{FormatName, ImagesRequest, InpaintMode};
 use crate::http::app::App;
 use crate::http::auth::Client;
 use crate::http::error::ApiError;
 use crate::http::extract::{Body, Params, flag};
 use crate::http::rules::{Choices, Start, random_seed, seeds};
 use crate::http::source::{self, Upload};
-use crate::http::submit::{self, Job, PriorityName};
+use crate::http::submit::{self, Job};
 use crate::http::task_json::TaskBody;
 use crate::service::{Submission, Submitted};
 use crate::task::{ImageFormat, ImageSpec, Inpaint, SourceSpec, TaskKind};
@@ -25,93 +26,6 @@ const GROW_MASK: u32 = 6;
 const MAX_GROW_MASK: u32 = 64;
 /// Quality of JPEG where none is given.
 const JPEG_QUALITY: u8 = 90;
-
-/// Pictures to draw. Everything but the prompt may be left out; what is left out suits the model.
-#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(in crate::http) struct ImagesRequest {
-    /// What to draw, in ComfyUI's prompt syntax: `(red hat:1.2)` weighs more.
-    #[schema(examples("1girl, blonde hair, blue eyes, gentle smile"))]
-    pub(in crate::http) prompt: String,
-    /// What to stay away from.
-    pub(in crate::http) negative_prompt: Option<String>,
-    /// A model's id, as GET /v1/models lists them.
-    pub(in crate::http) model: Option<String>,
-    /// Pixels in a row, a multiple of 8.
-    #[schema(minimum = 16, multiple_of = 8)]
-    pub(in crate::http) width: Option<u32>,
-    /// Rows of pixels, a multiple of 8.
-    #[schema(minimum = 16, multiple_of = 8)]
-    pub(in crate::http) height: Option<u32>,
-    /// Sampling steps.
-    #[schema(minimum = 1)]
-    pub(in crate::http) steps: Option<u32>,
-    /// Classifier-free guidance scale.
-    #[schema(minimum = 0, maximum = 100)]
-    pub(in crate::http) cfg: Option<f64>,
-    /// ComfyUI's name of a sampler: `dpmpp_2m`.
-    pub(in crate::http) sampler: Option<String>,
-    /// ComfyUI's name of a scheduler: `karras`.
-    pub(in crate::http) scheduler: Option<String>,
-    /// Seed of the first picture; each next one is one higher. Drawn at random if it is left out.
-    pub(in crate::http) seed: Option<u64>,
-    /// How many pictures.
-    #[schema(minimum = 1, default = 1)]
-    pub(in crate::http) count: Option<u32>,
-    /// Text-encoder layer from the end.
-    #[schema(minimum = 1, maximum = 32)]
-    pub(in crate::http) clip_skip: Option<u32>,
-    /// A picture to start from: base64, a data URL or an http(s) address. It is scaled and cut to width and height.
-    pub(in crate::http) init_image: Option<String>,
-    /// What to repaint of init_image: white repaints, black keeps. Given like init_image.
-    pub(in crate::http) mask: Option<String>,
-    /// How the masked part starts. Without a mask, the transparent part of init_image is repainted.
-    pub(in crate::http) inpaint_mode: Option<InpaintMode>,
-    /// Pixels that the mask grows with inpaint_mode "fill".
-    #[schema(maximum = 64, default = 6)]
-    pub(in crate::http) grow_mask: Option<u32>,
-    /// How much of init_image changes: 0 nothing, 1 all. Default: 0.75, with a mask 1.
-    #[schema(minimum = 0, maximum = 1)]
-    pub(in crate::http) denoise: Option<f64>,
-    /// How the file is written.
-    pub(in crate::http) format: Option<FormatName>,
-    /// Of "webp" and "jpeg". WebP without a quality is lossless.
-    #[schema(minimum = 1, maximum = 100)]
-    pub(in crate::http) quality: Option<u8>,
-    /// Whether the file carries these settings.
-    #[schema(default = true)]
-    pub(in crate::http) metadata: Option<bool>,
-    /// How soon.
-    pub(in crate::http) priority: Option<PriorityName>,
-    /// Whom to tell when the task is final.
-    pub(in crate::http) webhook_url: Option<String>,
-    /// With `?wait=true`: take the task back when the client goes away.
-    #[schema(default = false)]
-    pub(in crate::http) cancel_on_disconnect: Option<bool>,
-}
-
-/// What the network sees under the mask.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub(in crate::http) enum InpaintMode {
-    /// The picture itself: for changes.
-    NoiseMask,
-    /// Grey: for replacing.
-    Fill,
-}
-
-/// How the file is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub(in crate::http) enum FormatName {
-    /// Lossless.
-    #[default]
-    Png,
-    /// Lossless, or with a quality lossy.
-    Webp,
-    /// Lossy.
-    Jpeg,
-}
 
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]

@@ -6,6 +6,7 @@ mod character_packs;
 mod events;
 mod follow;
 mod image_files;
+mod image_request;
 mod images;
 mod models;
 mod queue;
@@ -19,7 +20,8 @@ use utoipa_axum::routes;
 use super::app::App;
 
 pub(super) use events::data_url;
-pub(super) use images::{Drawing, FormatName, ImagesRequest};
+pub(super) use image_request::{FormatName, ImagesRequest};
+pub(super) use images::Drawing;
 pub(super) use models::models as model_list;
 
 /// Its routes.

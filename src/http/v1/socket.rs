@@ -61,7 +61,7 @@ enum Action {
 }
 
 /// What a client is told at every change.
-#[derive(Debug, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 struct Told {
     task_id: String,
     status: &'static str,
@@ -243,11 +243,18 @@ impl Session {
         self.client.get_or_insert(client);
         self.used = Instant::now();
         let addresses = self.addresses.clone();
-        let updates = stream::unfold((follower, addresses), |(mut follower, addresses)| async move {
-            let update = follower.next().await?;
-            let told = update.map(|update| Told::new(&follower.task().id, &update, &addresses));
-            Some((told, (follower, addresses)))
-        });
+        let updates =
+            stream::unfold((follower, addresses, None), |(mut follower, addresses, last)| async move {
+                loop {
+                    let update = follower.next().await?;
+                    let told = update.map(|update| Told::new(&follower.task().id, &update, &addresses));
+                    let latest = told.as_ref().ok().cloned();
+                    // The state now is several news of one and the same message.
+                    if latest.is_none() || latest != last {
+                        return Some((told, (follower, addresses, latest)));
+                    }
+                }
+            });
         self.follows.insert(id, Box::pin(updates));
         Ok(())
     }
