@@ -21,6 +21,9 @@ use crate::service::{Service, ServiceError, ServiceParts};
 use crate::store::{ImageStore, ImageStoreError, StoreError, TaskStore};
 use crate::task::TaskId;
 
+/// Time for the last answers after everything else has ended.
+const LAST_ANSWERS: Duration = Duration::from_secs(5);
+
 /// Why a server did not start, or stopped by itself.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -63,6 +66,9 @@ pub enum ServerError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// It was told twice to stop.
+    #[error("stopped at once; unfinished tasks go on at the next start")]
+    Interrupted,
     /// The socket, later.
     #[error("serving: {0}")]
     Serve(std::io::Error),
@@ -148,17 +154,18 @@ impl Server {
         stop.cancelled().await;
         tracing::info!("stopping: finishing what is running");
         let patience = Duration::from_secs_f64(config.server.drain_timeout);
-        let drained = async {
+        let ended = async {
             service.drain(patience).await;
             closing.cancel();
-            serving.await
+            // Connections that do not end by themselves are cut.
+            match tokio::time::timeout(LAST_ANSWERS, serving).await {
+                Ok(Err(error)) => Err(ServerError::Serve(error.into())),
+                Ok(Ok(())) | Err(_) => Ok(()),
+            }
         };
         tokio::select! {
-            served = drained => match served {
-                Ok(()) => Ok(()),
-                Err(error) => Err(ServerError::Serve(error.into())),
-            },
-            () = stop_now.cancelled() => Ok(()),
+            ended = ended => ended,
+            () = stop_now.cancelled() => Err(ServerError::Interrupted),
         }
     }
 }

@@ -233,9 +233,10 @@ impl Service {
     ///
     /// # Errors
     /// `Invalid` says why not; its field is for the caller to fill.
-    pub async fn fetch(&self, url: &Url) -> Result<Bytes, ServiceError> {
+    pub async fn fetch(&self, url: &str) -> Result<Bytes, ServiceError> {
         let most = self.0.config.limits.source_bytes;
-        self.0.outbound.download(url, most).await.map_err(|e| refused_url(&e))
+        let url = self.check_url(url)?;
+        self.0.outbound.download(&url, most).await.map_err(|e| refused_url(&e))
     }
 
     /// Whether the server would call this address, as far as the address itself tells.
@@ -244,7 +245,7 @@ impl Service {
     }
 
     /// What addresses of pictures are signed with.
-    pub fn signing_secret(&self) -> &Secret {
+    pub fn link_secret(&self) -> &Secret {
         &self.0.secret
     }
 
