@@ -9,7 +9,7 @@ use darkroom_models::Precision;
 use darkroom_pipelines::sampler::SamplerKind;
 use darkroom_pipelines::schedule::Scheduler;
 
-use super::options::{All, ConfigFlags, Listening};
+use super::options::{All, ConfigFlags, Listening, Storage};
 
 /// Sides of pictures are multiples of this.
 const CELL: usize = 8;
@@ -57,6 +57,8 @@ pub(super) enum Command {
     Config(ConfigArgs),
     /// Ask a running server whether it is well: exit status 0 if it is, else 1
     Health(HealthArgs),
+    /// Make, list and revoke API keys
+    Keys(KeysArgs),
 }
 
 const GENERATE_EXAMPLES: &str = "\
@@ -262,6 +264,72 @@ pub(super) struct HealthArgs {
     pub(super) url: Option<String>,
     #[command(flatten)]
     pub(super) flags: ConfigFlags<Listening>,
+}
+
+const KEYS_EXAMPLES: &str = "\
+Examples:
+  darkroom keys create gateway --admin
+  darkroom keys create phone --requests-per-minute 30 --max-tasks 10
+  darkroom keys list
+  darkroom keys revoke phone
+
+They work while the server runs, and count from its next request on. The data folder or database
+must be the server's: pass the same --config, --data-dir or --database-url.";
+
+/// Flags of `darkroom keys`.
+#[derive(Debug, Args)]
+#[command(after_help = KEYS_EXAMPLES)]
+pub(super) struct KeysArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub(super) command: KeysCommand,
+}
+
+/// What can be done with keys.
+#[derive(Debug, Subcommand)]
+pub(super) enum KeysCommand {
+    /// Make a key and print its secret, once
+    Create(CreateKeyArgs),
+    /// List the keys, without their secrets
+    List(ListKeysArgs),
+    /// Take a key back; requests with it are refused from now on
+    Revoke(RevokeKeyArgs),
+}
+
+/// Flags of `darkroom keys create`.
+#[derive(Debug, Args)]
+pub(super) struct CreateKeyArgs {
+    /// What to call it; unique among keys that are not revoked
+    #[arg(value_name = "NAME")]
+    pub(super) name: String,
+    /// May also load and unload models, and what else changes the server for everyone
+    #[arg(long)]
+    pub(super) admin: bool,
+    /// Requests a minute; 0 is no limit [default: auth.requests_per_minute]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub(super) requests_per_minute: Option<u32>,
+    /// Unfinished tasks at once; 0 is no limit [default: queue.max_tasks_per_key]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub(super) max_tasks: Option<u32>,
+    #[command(flatten)]
+    pub(super) flags: ConfigFlags<Storage>,
+}
+
+/// Flags of `darkroom keys list`.
+#[derive(Debug, Args)]
+pub(super) struct ListKeysArgs {
+    #[command(flatten)]
+    pub(super) flags: ConfigFlags<Storage>,
+}
+
+/// Flags of `darkroom keys revoke`.
+#[derive(Debug, Args)]
+pub(super) struct RevokeKeyArgs {
+    /// Its name or id
+    #[arg(value_name = "NAME|ID")]
+    pub(super) key: String,
+    #[command(flatten)]
+    pub(super) flags: ConfigFlags<Storage>,
 }
 
 /// What to start from.

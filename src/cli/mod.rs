@@ -1,4 +1,4 @@
-//! The command line: `generate`, `pack`, `inspect`, `config`, `health`. Each command is one file; `run` alone talks to the
+//! The command line: `generate`, `pack`, `inspect`, `config`, `health`, `keys`. Each command is one file; `run` alone talks to the
 //! pipelines, so that a server can take its place.
 
 mod args;
@@ -7,6 +7,7 @@ mod error;
 mod generate;
 mod health;
 mod inspect;
+mod keys;
 mod model;
 mod options;
 mod pack;
@@ -38,6 +39,7 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => serve::run(args, cli.verbose, cli.quiet),
         Command::Config(args) => config::run(args),
         Command::Health(args) => health::run(args),
+        Command::Keys(args) => keys::run(args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -22,6 +22,10 @@ pub(super) trait Choice {
 #[derive(Debug)]
 pub(super) struct All;
 
+/// Where tasks and pictures are kept.
+#[derive(Debug)]
+pub(super) struct Storage;
+
 /// Where a server listens.
 #[derive(Debug)]
 pub(super) struct Listening;
@@ -29,6 +33,12 @@ pub(super) struct Listening;
 impl Choice for All {
     fn includes(_: &Field) -> bool {
         true
+    }
+}
+
+impl Choice for Storage {
+    fn includes(field: &Field) -> bool {
+        field.section == "storage" && matches!(field.name, "data_dir" | "database_url")
     }
 }
 
