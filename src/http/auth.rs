@@ -196,7 +196,7 @@ mod tests {
     use super::*;
 
     fn key(admin: bool, requests_per_minute: Option<u32>) -> ApiKey {
-        ApiKey { id: ApiKeyId::random(), name: "gateway".into(), admin, requests_per_minute }
+        ApiKey { id: ApiKeyId::random(), name: "gateway".into(), admin, requests_per_minute, max_tasks: None }
     }
 
     fn status(result: Result<Option<Client>, ApiError>) -> u16 {

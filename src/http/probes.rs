@@ -129,6 +129,7 @@ async fn metrics(State(app): State<App>) -> impl IntoResponse {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::service::ModelDefaults;
 
     #[test]
     fn a_server_that_is_not_ready_says_why() {
@@ -154,6 +155,16 @@ mod tests {
             is_default,
             residency: Residency::OnDisk,
             pinned: false,
+            defaults: ModelDefaults {
+                model: id.into(),
+                width: 128,
+                height: 128,
+                steps: 20,
+                cfg: 7.0,
+                sampler: "euler".into(),
+                scheduler: "normal".into(),
+                negative_prompt: String::new(),
+            },
         };
         let shown = default_model(vec![model("a", false), model("b", true)], "cpu".into()).unwrap();
         assert_eq!((shown.name.as_str(), shown.device.as_str(), shown.initialized), ("b", "cpu", false));

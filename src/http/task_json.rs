@@ -5,7 +5,9 @@ use utoipa::ToSchema;
 
 use super::addresses::Addresses;
 use crate::service::TaskView;
-use crate::task::{DrawnImage, ImageFormat, Task, TaskError, TaskErrorKind, TaskStatus};
+use crate::task::{
+    DrawnImage, ImageFormat, ImageSpec, SourceSpec, Task, TaskError, TaskErrorKind, TaskStatus,
+};
 
 /// A task.
 #[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
@@ -23,6 +25,8 @@ pub(super) struct TaskBody {
     pub(super) progress: f64,
     /// A line for people: `Generating variant 3/4`; null before it starts.
     pub(super) current_step: Option<String>,
+    /// How many pictures it has in all.
+    pub(super) image_count: usize,
     /// Pictures that are done, in the order they are shown.
     pub(super) images_completed: Vec<CompletedImage>,
     /// The same with everything known about them, when the status is final.
@@ -81,6 +85,22 @@ pub(super) struct ImageBody {
     pub(super) label: Option<String>,
     /// The prompt that it was drawn from.
     pub(super) prompt: String,
+    /// The negative prompt.
+    pub(super) negative_prompt: String,
+    /// The model's id.
+    pub(super) model: String,
+    /// Sampling steps.
+    pub(super) steps: usize,
+    /// Classifier-free guidance scale.
+    pub(super) cfg: f64,
+    /// ComfyUI's name of the sampler.
+    pub(super) sampler: String,
+    /// ComfyUI's name of the scheduler.
+    pub(super) scheduler: String,
+    /// Share of the schedule that ran; 1 unless it began as a picture.
+    pub(super) denoise: f64,
+    /// Whether it began as a picture.
+    pub(super) from_image: bool,
     /// Whether it came from the expression bank.
     pub(super) cached: bool,
 }
@@ -122,6 +142,7 @@ impl TaskBody {
             priority: task.priority.name(),
             progress: progress(task.status, view.steps_done, view.steps_total),
             current_step: view.current_step.as_deref().map(str::to_owned),
+            image_count: task.images.len(),
             images_completed: drawn
                 .iter()
                 .map(|image| CompletedImage { url: addresses.image(&image.id), index: image.index })
@@ -146,6 +167,7 @@ impl TaskBody {
 impl ImageBody {
     pub(super) fn new(task: &Task, image: &DrawnImage, addresses: &Addresses) -> Self {
         let spec = task.images.get(image.index);
+        let of = |text: fn(&ImageSpec) -> String| spec.map(text).unwrap_or_default();
         Self {
             url: addresses.image(&image.id),
             id: image.id.to_string(),
@@ -156,7 +178,15 @@ impl ImageBody {
             format: format_name(image.format),
             bytes: image.bytes,
             label: spec.and_then(|spec| spec.label.clone()),
-            prompt: spec.map(|spec| spec.prompt.clone()).unwrap_or_default(),
+            prompt: of(|spec| spec.prompt.clone()),
+            negative_prompt: of(|spec| spec.negative_prompt.clone()),
+            model: of(|spec| spec.model.clone()),
+            steps: spec.map_or(0, |spec| spec.steps),
+            cfg: spec.map_or(1.0, |spec| spec.cfg),
+            sampler: of(|spec| spec.sampler.clone()),
+            scheduler: of(|spec| spec.scheduler.clone()),
+            denoise: spec.map_or(1.0, |spec| spec.denoise),
+            from_image: spec.is_some_and(|spec| spec.source != SourceSpec::Empty),
             cached: image.cached,
         }
     }

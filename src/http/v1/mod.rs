@@ -4,6 +4,7 @@ mod bank;
 mod batch;
 mod character_packs;
 mod events;
+mod expressions;
 mod follow;
 mod image_files;
 mod image_request;
@@ -33,6 +34,7 @@ pub(super) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(character_packs::prototypes))
         .routes(routes!(character_packs::expressions))
         .routes(routes!(scenes::generate))
+        .routes(routes!(expressions::list))
         .routes(routes!(tasks::list))
         .routes(routes!(tasks::show, tasks::cancel))
         .routes(routes!(events::stream))

@@ -10,7 +10,7 @@ use crate::http::auth::Client;
 use crate::http::error::ApiError;
 use crate::http::extract::Name;
 use crate::http::submit::model_not_found;
-use crate::service::{ModelInfo, Residency, ServiceError};
+use crate::service::{ModelDefaults, ModelInfo, Residency, ServiceError};
 
 /// All models.
 #[derive(Debug, Serialize, ToSchema)]
@@ -46,9 +46,37 @@ pub(in crate::http) struct ModelBody {
     resident_bytes: u64,
     /// Whether it is never evicted.
     pinned: bool,
+    /// What requests that leave a setting open get.
+    defaults: DefaultsBody,
     /// Why it could not be loaded.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
+}
+
+/// Settings that suit a model.
+#[derive(Debug, PartialEq, Serialize, ToSchema)]
+pub(in crate::http) struct DefaultsBody {
+    /// Pixels in a row.
+    width: usize,
+    /// Rows.
+    height: usize,
+    /// Sampling steps.
+    steps: usize,
+    /// Classifier-free guidance scale.
+    cfg: f64,
+    /// ComfyUI's name of the sampler.
+    sampler: String,
+    /// ComfyUI's name of the scheduler.
+    scheduler: String,
+    /// Negative prompt.
+    negative_prompt: String,
+}
+
+impl From<ModelDefaults> for DefaultsBody {
+    fn from(defaults: ModelDefaults) -> Self {
+        let ModelDefaults { width, height, steps, cfg, sampler, scheduler, negative_prompt, .. } = defaults;
+        Self { width, height, steps, cfg, sampler, scheduler, negative_prompt }
+    }
 }
 
 impl ModelBody {
@@ -71,6 +99,7 @@ impl ModelBody {
             state,
             resident_bytes,
             pinned: info.pinned,
+            defaults: DefaultsBody::from(info.defaults),
             error,
         }
     }
@@ -169,6 +198,16 @@ mod tests {
             is_default: true,
             residency: Residency::Resident { bytes: 20 },
             pinned: false,
+            defaults: ModelDefaults {
+                model: "tiny-sdxl".into(),
+                width: 128,
+                height: 128,
+                steps: 20,
+                cfg: 7.0,
+                sampler: "euler".into(),
+                scheduler: "normal".into(),
+                negative_prompt: String::new(),
+            },
         };
         let body = serde_json::to_value(ModelBody::new(info, 5)).unwrap();
         assert_eq!((body["object"].as_str(), body["created"].as_i64()), (Some("model"), Some(5)));
