@@ -1,6 +1,8 @@
 //! `darkroom serve`: runs the server until it is told to stop. SIGTERM and Ctrl-C let it finish what is running; a
 //! second one ends it at once.
 
+use std::io::IsTerminal;
+
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
@@ -45,7 +47,9 @@ fn start_logging(format: LogFormat, verbose: u8, quiet: bool) {
         (false, _) => "debug",
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let colours = std::io::stderr().is_terminal();
+    let log =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours);
     // Fails only where a log was started before.
     let _ = match format {
         LogFormat::Text => log.try_init(),

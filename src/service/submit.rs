@@ -91,7 +91,12 @@ impl Service {
                 self.count_end(&task, task.status);
                 self.0.webhooks.notify_one();
             }
-            submitted.push(Submitted { view: self.view(task), created });
+            let mut view = self.view(task);
+            if created && !view.task.status.is_final() {
+                // The answer is about the moment of acceptance, though the device may have begun by now.
+                view.task.status = TaskStatus::Queued;
+            }
+            submitted.push(Submitted { view, created });
         }
         Ok(submitted)
     }
