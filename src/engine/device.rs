@@ -17,7 +17,7 @@ use darkroom_pipelines::{
 use super::decode::{self, Finished};
 use super::job::{BatchKey, Job};
 use super::prompt_cache::PromptCache;
-use super::queue::{Places, StepBatch, Ticket};
+use super::queue::{Joins, Places, StepBatch, Ticket};
 use super::residency::{Arrival, Want, Weights};
 use super::sources::SourceThread;
 use super::split::in_halves;
@@ -92,7 +92,9 @@ pub(super) fn spawn(shared: &Arc<Shared>, index: usize) -> std::io::Result<JoinH
         evictions_counted: 0,
     };
     thread::Builder::new().name(format!("darkroom-device-{index}")).spawn(move || {
-        device.run();
+        while std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| device.run())).is_err() {
+            device.give_up_active();
+        }
         drop(device);
         let _ = decoding.join();
     })
@@ -124,6 +126,15 @@ impl DeviceThread {
                     let _ = shared.changed.wait_timeout(state, IDLE);
                 }
             }
+        }
+    }
+
+    /// A turn ended in a defect. How far its samples got is not known, so they fail; the device goes on.
+    fn give_up_active(&mut self) {
+        tracing::error!(samples = self.active.len(), "a turn of the device ended in a defect");
+        for active in std::mem::take(&mut self.active) {
+            let message = "the device met a defect; the log has more".to_owned();
+            self.fail(&active.ticket.job, TaskError { kind: TaskErrorKind::Internal, message });
         }
     }
 
@@ -240,9 +251,10 @@ impl DeviceThread {
         let running: Vec<&Ticket> = stepping.iter().map(|i| &self.active[*i].ticket).collect();
         let unwritten = self.shared.unwritten.load(Ordering::Relaxed);
         let options = &self.shared.options;
-        let joins = (2 * options.max_batch)
-            .saturating_sub(self.active.len())
-            .min(options.max_unwritten.saturating_sub(unwritten + self.active.len()));
+        // While pictures cannot be written, not even urgent ones may pile up.
+        let urgent = options.max_unwritten.saturating_sub(unwritten + self.active.len());
+        let any = (2 * options.max_batch).saturating_sub(self.active.len()).min(urgent);
+        let joins = Joins { any, urgent };
         let places = |key: &BatchKey| later.get(&key.model).copied().unwrap_or_else(|| self.places(key));
         let mut batch = state.queue.next_batch(&running, &places, joins, now)?;
         for position in &mut batch.advance {

@@ -177,7 +177,7 @@ impl Forecast {
 
     /// Seconds until all of it is done.
     pub fn total_seconds(&self) -> Option<f64> {
-        self.tasks.values().fold(Some(0.0), |sum, load| add(sum, self.seconds(load)))
+        self.tasks.values().map(|load| self.seconds(load)).sum()
     }
 }
 

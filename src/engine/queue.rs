@@ -50,6 +50,27 @@ pub enum Places {
     },
 }
 
+/// How many pictures may leave the queue. Urgent ones have some room of their own, so that a device whose running
+/// samples are as many as they should be still takes them at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Joins {
+    /// Of any priority.
+    pub any: usize,
+    /// With urgent ones.
+    pub urgent: usize,
+}
+
+impl Joins {
+    fn allow(self, priority: Priority) -> bool {
+        if priority == Priority::Urgent { self.urgent > 0 } else { self.any > 0 }
+    }
+
+    fn took_one(&mut self) {
+        self.any = self.any.saturating_sub(1);
+        self.urgent = self.urgent.saturating_sub(1);
+    }
+}
+
 /// What a device does next.
 #[derive(Debug)]
 pub struct StepBatch {
@@ -155,12 +176,12 @@ impl Queue {
     }
 
     /// The next step batch of a device that has `running` samples. `places` says what it can do for a batch key
-    /// (1 at least where ready); at most `joins` pictures join, urgent ones beyond that.
+    /// (1 at least where ready); `joins` how many pictures may join.
     pub fn next_batch(
         &mut self,
         running: &[&Ticket],
         places: &dyn Fn(&BatchKey) -> Places,
-        joins: usize,
+        joins: Joins,
         now: Instant,
     ) -> Option<StepBatch> {
         let mut candidates: Vec<Candidate<'_>> =
@@ -193,7 +214,7 @@ impl Queue {
         candidates.retain(|candidate| match candidate {
             Candidate::Running(..) => true,
             Candidate::Waiting(_, ticket) => {
-                (joins > 0 || ticket.job.priority == Priority::Urgent)
+                joins.allow(ticket.job.priority)
                     && barrier.is_none_or(|b| b.lets_pass(&self.rank(ticket, 0.0)))
             }
         });
@@ -236,7 +257,7 @@ impl Queue {
         head: Candidate<'_>,
         key: &BatchKey,
         places: usize,
-        mut joins: usize,
+        mut joins: Joins,
         barrier: Option<Barrier>,
     ) -> (Vec<usize>, Vec<(Lane, usize)>) {
         let mut advance = Vec::new();
@@ -248,7 +269,7 @@ impl Queue {
             match candidate {
                 Candidate::Running(index, ticket) => runners.push((*index, ticket)),
                 Candidate::Waiting(lane, _) => {
-                    lanes.extend(self.lanes.get(lane).map(|tickets| (*lane, tickets)))
+                    lanes.extend(self.lanes.get(lane).map(|tickets| (*lane, tickets)));
                 }
             }
         }
@@ -260,7 +281,7 @@ impl Queue {
                 let waiting = lanes.iter().filter_map(|(lane, tickets)| {
                     let from = taken.iter().find(|(known, _)| known == lane).map_or(0, |(_, n)| *n);
                     let ticket = tickets.get(from)?;
-                    let may = (joins > 0 || ticket.job.priority == Priority::Urgent)
+                    let may = joins.allow(ticket.job.priority)
                         && barrier.is_none_or(|b| b.lets_pass(&self.rank(ticket, 0.0)));
                     may.then_some(Candidate::Waiting(lane, ticket))
                 });
@@ -277,7 +298,7 @@ impl Queue {
                     advance.push(index);
                 }
                 Candidate::Waiting(lane, _) => {
-                    joins = joins.saturating_sub(1);
+                    joins.took_one();
                     match taken.iter_mut().find(|(known, _)| *known == lane) {
                         Some((_, n)) => *n += 1,
                         None => taken.push((lane, 1)),

@@ -77,9 +77,10 @@ impl Line {
     fn step_with(
         &mut self,
         places: &dyn Fn(&BatchKey) -> Places,
-        joins: usize,
+        any: usize,
         after: u64,
     ) -> Vec<&'static str> {
+        let joins = Joins { any, urgent: 100 };
         let running: Vec<Ticket> = self.running.clone();
         let now = self.start + Duration::from_secs(after);
         let Some(batch) = self.queue.next_batch(&running.iter().collect::<Vec<_>>(), places, joins, now)

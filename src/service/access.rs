@@ -37,11 +37,14 @@ pub(super) struct Unfinished {
     pub(super) by_owner: BTreeMap<Owner, usize>,
 }
 
+/// What the store said of a secret, and when.
+type Looked = (Instant, Option<ApiKey>);
+
 /// What is remembered of keys.
 #[derive(Debug, Default)]
 pub(super) struct Keys {
     /// By the secret's SHA-256.
-    known: Mutex<HashMap<[u8; 32], (Instant, Option<ApiKey>)>>,
+    known: Mutex<HashMap<[u8; 32], Looked>>,
     exist: Mutex<Option<(Instant, bool)>>,
     limits: Mutex<HashMap<ApiKeyId, Option<u32>>>,
     unfinished: Mutex<Unfinished>,

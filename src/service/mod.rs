@@ -16,6 +16,7 @@ mod upkeep;
 mod view;
 mod write;
 
+use std::collections::HashMap;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -45,6 +46,9 @@ use live::LiveTasks;
 #[derive(Clone)]
 pub struct Service(Arc<Inner>);
 
+/// Where every unfinished task stands.
+type Outlooks = Arc<HashMap<TaskId, Outlook>>;
+
 struct Inner {
     config: Arc<Config>,
     store: TaskStore,
@@ -56,7 +60,7 @@ struct Inner {
     secret: Secret,
     live: LiveTasks,
     keys: access::Keys,
-    outlooks: Mutex<Option<(Instant, Arc<std::collections::HashMap<TaskId, Outlook>>)>>,
+    outlooks: Mutex<Option<(Instant, Outlooks)>>,
     writers: Arc<Semaphore>,
     /// Told when a webhook may be due.
     webhooks: Arc<Notify>,

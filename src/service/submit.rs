@@ -63,7 +63,7 @@ impl Service {
         let room = self.reserve(owner, submissions.len())?;
         let mut tasks = Vec::with_capacity(submissions.len());
         for submission in submissions {
-            let drawn = if submission.bypass_bank { Vec::new() } else { self.from_bank(&submission).await? };
+            let drawn = if submission.bypass_bank { Vec::new() } else { self.in_bank(&submission).await? };
             let Submission { kind, priority, images, webhook_url, idempotency, .. } = submission;
             let task = NewTask {
                 id: TaskId::new(kind),
@@ -102,7 +102,7 @@ impl Service {
     }
 
     /// Pictures that the expression bank has.
-    async fn from_bank(&self, submission: &Submission) -> Result<Vec<DrawnImage>, ServiceError> {
+    async fn in_bank(&self, submission: &Submission) -> Result<Vec<DrawnImage>, ServiceError> {
         let keys: Vec<String> = submission
             .images
             .iter()

@@ -1,17 +1,15 @@
 //! Tasks as clients see them: what is stored, joined with what only the running server knows.
 
-use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::broadcast::error::RecvError;
 
 use super::live::{Subscription, closed};
-use super::{QueueView, Readiness, Service, ServiceError, StoredImage, TaskPage, TaskView};
-use crate::engine::Outlook;
+use super::{Outlooks, QueueView, Readiness, Service, ServiceError, StoredImage, TaskPage, TaskView};
 use crate::metrics::ByPriority;
 use crate::store::ImageStoreError;
-use crate::task::{Change, ImageId, Owner, Priority, Task, TaskId, TaskStatus};
+use crate::task::{Change, ImageId, ImageSpec, Owner, Priority, Task, TaskId, TaskStatus};
 
 /// How long one look at the queue serves all who ask for their place in it.
 const OUTLOOK_AGE: Duration = Duration::from_millis(100);
@@ -53,9 +51,9 @@ impl Service {
     /// What is stored and what is known, as one.
     pub(super) fn view(&self, mut task: Task) -> TaskView {
         if task.status.is_final() {
-            let total: usize = task.images.iter().map(|spec| spec.expected_steps()).sum();
+            let total: usize = task.images.iter().map(ImageSpec::expected_steps).sum();
             let done = task.drawn.iter().filter_map(|image| task.images.get(image.index));
-            let done: usize = done.map(|spec| spec.expected_steps()).sum();
+            let done: usize = done.map(ImageSpec::expected_steps).sum();
             let (steps_done, steps_total) = (done, total);
             return TaskView {
                 task,
@@ -70,7 +68,7 @@ impl Service {
         let tasks = self.0.live.lock();
         let Some(live) = tasks.get(&task.id) else {
             // Between its last picture and the moment its final state is stored, or not recovered yet.
-            let total = task.images.iter().map(|spec| spec.expected_steps()).sum();
+            let total = task.images.iter().map(ImageSpec::expected_steps).sum();
             return TaskView {
                 task,
                 steps_done: 0,
@@ -100,7 +98,7 @@ impl Service {
     }
 
     /// Where every unfinished task stands, at most a tenth of a second ago.
-    pub(super) fn outlooks(&self) -> Arc<HashMap<TaskId, Outlook>> {
+    pub(super) fn outlooks(&self) -> Outlooks {
         let mut known = self.0.outlooks.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((at, outlooks)) = &*known
             && at.elapsed() < OUTLOOK_AGE
