@@ -23,6 +23,8 @@ const MOST: usize = 10_000;
 /// Settings that suit a model where a request leaves them open.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Defaults {
+    /// The model's id.
+    pub model: String,
     /// Pixels in a row.
     pub width: usize,
     /// Rows.
@@ -41,8 +43,9 @@ pub struct Defaults {
 
 impl Defaults {
     /// For models trained at `side` × `side`.
-    fn of_side(side: usize) -> Self {
+    fn of_side(model: &str, side: usize) -> Self {
         Self {
+            model: model.to_owned(),
             width: side,
             height: side,
             steps: 20,
@@ -133,10 +136,11 @@ impl Catalog {
         let vocabulary = Vocabulary::embedded()?;
         let [width, height] = vocabulary.sizes.trained;
         let embedded = Entry {
-            id: vocabulary.model,
+            id: vocabulary.model.clone(),
             kind: ModelKind::Sdxl,
             bytes: embedded::bytes(),
             defaults: Defaults {
+                model: vocabulary.model,
                 width,
                 height,
                 steps: vocabulary.sampler.steps,
@@ -278,19 +282,19 @@ fn describe(id: String, path: &Path) -> Entry {
             });
             let side = if found.kind == ModelKind::Sd15 { 512 } else { 1024 };
             Entry {
+                defaults: Defaults::of_side(&id, side),
                 id,
                 kind: found.kind,
                 bytes: found.bytes,
-                defaults: Defaults::of_side(side),
                 problem,
                 location,
             }
         }
         Err(error) => Entry {
+            defaults: Defaults::of_side(&id, 1024),
             id,
             kind: ModelKind::Unknown,
             bytes: std::fs::metadata(path).map_or(0, |metadata| metadata.len()),
-            defaults: Defaults::of_side(1024),
             problem: Some(error.to_string()),
             location,
         },

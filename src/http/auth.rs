@@ -193,10 +193,21 @@ impl RateLimits {
 
 #[cfg(test)]
 mod tests {
+    use jiff::Timestamp;
+
     use super::*;
 
     fn key(admin: bool, requests_per_minute: Option<u32>) -> ApiKey {
-        ApiKey { id: ApiKeyId::random(), name: "gateway".into(), admin, requests_per_minute, max_tasks: None }
+        ApiKey {
+            id: ApiKeyId::random(),
+            name: "gateway".into(),
+            admin,
+            requests_per_minute,
+            max_tasks: None,
+            created_at: Timestamp::UNIX_EPOCH,
+            last_used_at: None,
+            revoked_at: None,
+        }
     }
 
     fn status(result: Result<Option<Client>, ApiError>) -> u16 {

@@ -8,27 +8,13 @@ use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 
 use super::{Service, ServiceError};
+use crate::store::ApiKey;
 use crate::task::{ApiKeyId, Owner};
 
 /// How long an answer of the store is taken for true: a revoked key ends after this.
 const FRESH: Duration = Duration::from_secs(2);
 /// Most secrets remembered; guesses must not fill the memory.
 const REMEMBERED: usize = 4096;
-
-/// A key that was recognised.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ApiKey {
-    /// Its id; not the secret.
-    pub id: ApiKeyId,
-    /// What its owner calls it.
-    pub name: String,
-    /// May load and unload models.
-    pub admin: bool,
-    /// A limit of its own; `None`: the config's.
-    pub requests_per_minute: Option<u32>,
-    /// Unfinished tasks that it may have; `None`: the config's.
-    pub max_tasks: Option<u32>,
-}
 
 /// Unfinished tasks.
 #[derive(Debug, Default)]
@@ -85,13 +71,6 @@ impl Service {
         }
         let key =
             self.0.store.key_by_secret(secret, Timestamp::now()).await.map_err(|e| self.store_error(e))?;
-        let key = key.map(|key| ApiKey {
-            id: key.id,
-            name: key.name,
-            admin: key.admin,
-            requests_per_minute: key.requests_per_minute,
-            max_tasks: key.max_tasks,
-        });
         if let Some(key) = &key {
             lock(&keys.limits).insert(key.id.clone(), key.max_tasks);
         }

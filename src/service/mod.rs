@@ -26,8 +26,7 @@ use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use crate::store::Idempotency;
-pub use access::ApiKey;
+pub use crate::store::{ApiKey, Idempotency};
 pub use live::Subscription;
 pub use models::{ModelDefaults, ModelInfo, Residency};
 pub use submit::Submitted;

@@ -1,6 +1,7 @@
 //! Models as clients see them: what is on disk, what is on a device, what suits each.
 
 use super::{Service, ServiceError};
+pub use crate::catalog::Defaults as ModelDefaults;
 use crate::catalog::Entry;
 use crate::engine::{self, ModelError};
 
@@ -44,27 +45,6 @@ pub enum Residency {
     },
 }
 
-/// Settings that suit a model where a request leaves them open.
-#[derive(Debug, Clone, PartialEq)]
-pub struct ModelDefaults {
-    /// The model's id, as specs name it.
-    pub model: String,
-    /// Pixels in a row.
-    pub width: usize,
-    /// Rows.
-    pub height: usize,
-    /// Sampling steps.
-    pub steps: usize,
-    /// Classifier-free guidance scale.
-    pub cfg: f64,
-    /// ComfyUI's name.
-    pub sampler: String,
-    /// ComfyUI's name.
-    pub scheduler: String,
-    /// Negative prompt.
-    pub negative_prompt: String,
-}
-
 impl Service {
     /// Every model: on disk and built in. Looks at the disk.
     pub fn models(&self) -> Vec<ModelInfo> {
@@ -80,7 +60,7 @@ impl Service {
         let catalog = &self.0.catalog;
         let entry = self.model_entry(model.unwrap_or_else(|| catalog.default_id()))?;
         match &entry.problem {
-            None => Ok(defaults_of(&entry)),
+            None => Ok(entry.defaults),
             Some(problem) => Err(ServiceError::Invalid {
                 field: "model".into(),
                 message: format!("'{}' cannot be drawn with: {problem}", entry.id),
@@ -139,23 +119,9 @@ impl Service {
                 (None, None) => Residency::OnDisk,
             },
             pinned: self.0.config.engine.pin.iter().any(pinned),
-            defaults: defaults_of(&entry),
+            defaults: entry.defaults.clone(),
             id: entry.id,
         }
-    }
-}
-
-fn defaults_of(entry: &Entry) -> ModelDefaults {
-    let defaults = entry.defaults.clone();
-    ModelDefaults {
-        model: entry.id.clone(),
-        width: defaults.width,
-        height: defaults.height,
-        steps: defaults.steps,
-        cfg: defaults.cfg,
-        sampler: defaults.sampler,
-        scheduler: defaults.scheduler,
-        negative_prompt: defaults.negative_prompt,
     }
 }
 
