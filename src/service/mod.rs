@@ -204,7 +204,7 @@ pub enum ServiceError {
     #[error("the server is stopping")]
     Draining,
     /// Tasks cannot be stored now, so none is accepted.
-    #[error("the storage is not available: {message}")]
+    #[error("{message}")]
     StorageUnavailable {
         /// What it said.
         message: String,

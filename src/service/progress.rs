@@ -7,6 +7,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use super::Service;
 use crate::engine::{EngineEvent, JobId};
 use crate::picture;
+use crate::store::StoreError;
 use crate::task::{Change, ImageFormat, Preview, TaskError, TaskId, TaskStatus};
 
 /// How previews are written.
@@ -88,7 +89,7 @@ impl Service {
     pub(super) async fn failed(&self, id: &TaskId, error: TaskError) {
         self.0.engine.cancel(id);
         let finish = || self.0.store.finish(id, TaskStatus::Failed, Some(&error), Timestamp::now());
-        if self.until_stored(finish).await == Some(true) {
+        if self.until_stored(finish, StoreError::is_unavailable).await == Some(true) {
             tracing::warn!(task = %id, error = error.message, "a task failed");
             self.ended(id, TaskStatus::Failed, Some(error));
         }

@@ -3,7 +3,7 @@
 
 use std::fmt::Display;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -37,15 +37,26 @@ const SPACE_FRESH: Duration = Duration::from_millis(500);
 /// Finished pictures that may wait to be written, for each place in a step batch.
 const UNWRITTEN: usize = 4;
 
-/// Whether the storage answers.
+/// Whether the storage takes what is written.
 #[derive(Debug, Default)]
 pub(super) struct StorageHealth {
     problem: Mutex<Option<String>>,
+    /// Writes that have failed and are tried again.
+    waiting: AtomicUsize,
     space: Mutex<Option<(Instant, Option<u64>)>>,
 }
 
+/// A write that has failed and is tried again, until this is dropped.
+pub(super) struct Waiting<'h>(&'h AtomicUsize);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 impl StorageHealth {
-    /// What it said when it failed last, until it answers again.
+    /// What it said when it failed last, until it takes everything again.
     pub(super) fn problem(&self) -> Option<String> {
         self.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -54,8 +65,18 @@ impl StorageHealth {
         *self.problem.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());
     }
 
+    /// Something was written. As long as another write waits, that one decides.
     pub(super) fn answered(&self) {
-        *self.problem.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        let mut problem = self.problem.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.waiting.load(Ordering::SeqCst) == 0 {
+            *problem = None;
+        }
+    }
+
+    /// A write has failed, and will be tried again.
+    pub(super) fn wait(&self) -> Waiting<'_> {
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        Waiting(&self.waiting)
     }
 
     /// Refuses tasks while the disk has too little left for what was accepted already.
@@ -166,9 +187,9 @@ impl Service {
         }
     }
 
-    /// Asks a storage that did not answer whether it does now.
+    /// Asks a storage that failed whether it takes something now. Writes that wait ask for themselves.
     async fn probe(&self) {
-        if self.0.storage.problem().is_none() {
+        if self.0.storage.problem().is_none() || self.0.storage.waiting.load(Ordering::SeqCst) > 0 {
             return;
         }
         if self.0.store.ping().await.is_ok() && self.0.images.ping().await.is_ok() {

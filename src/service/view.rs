@@ -198,7 +198,9 @@ impl Service {
             Readiness::Draining
         } else if self.0.loading.load(Ordering::Relaxed) {
             Readiness::Loading
-        } else if self.0.storage.problem().is_some() {
+        } else if self.0.storage.problem().is_some()
+            || self.0.storage.check_room(&self.0.config.storage).is_err()
+        {
             Readiness::StorageUnavailable
         } else {
             Readiness::Ready

@@ -1,6 +1,7 @@
 //! From pixels to a stored picture: encoded, written whole, and then named by its task. While the storage does not
 //! answer, it is tried again and again: the task was promised. A server that stops meanwhile draws it anew.
 
+use std::fmt::Display;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -41,15 +42,13 @@ impl Service {
             seed: spec.seed,
             cached: false,
         };
-        let put = || async {
-            let put = self.0.images.put_image(&id, format, bytes.clone()).await;
-            put.map_err(|error| StoreError::Unavailable { message: error.to_string() })
-        };
-        if self.until_stored(put).await.is_none() {
+        let put = || self.0.images.put_image(&id, format, bytes.clone());
+        // Whatever is wrong with a folder or bucket, someone can mend it.
+        if self.until_stored(put, |_| true).await.is_none() {
             return;
         }
         let finish = || self.0.store.finish_image(&job.id.task, &image, &spec, &usage, Timestamp::now());
-        let Some(stored) = self.until_stored(finish).await else { return };
+        let Some(stored) = self.until_stored(finish, StoreError::is_unavailable).await else { return };
         drop(unwritten);
         self.0.metrics.stage("write", started.elapsed());
         match stored {
@@ -84,19 +83,25 @@ impl Service {
         self.failed(id, TaskError { kind: TaskErrorKind::Internal, message }).await;
     }
 
-    /// Tries until the storage has done it; `None` when the server stops first, or when trying again cannot help.
-    pub(super) async fn until_stored<T, F: Future<Output = Result<T, StoreError>>>(
+    /// Tries until the storage has done it; `None` when the server stops first, or when trying again cannot help, as
+    /// `is_unavailable` says.
+    pub(super) async fn until_stored<T, E: Display, F: Future<Output = Result<T, E>>>(
         &self,
         store: impl Fn() -> F,
+        is_unavailable: impl Fn(&E) -> bool,
     ) -> Option<T> {
         let mut pause = FIRST_PAUSE;
+        let mut waiting = None;
         loop {
             match store().await {
                 Ok(done) => {
-                    self.0.storage.answered();
+                    if waiting.take().is_some() {
+                        self.0.storage.answered();
+                    }
                     return Some(done);
                 }
-                Err(error) if error.is_unavailable() => {
+                Err(error) if is_unavailable(&error) => {
+                    waiting.get_or_insert_with(|| self.0.storage.wait());
                     self.0.storage.failed(&error);
                     tracing::warn!(%error, "the storage does not answer; trying again in {pause:?}");
                 }

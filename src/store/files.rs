@@ -22,6 +22,8 @@ const SETTING: &str = "storage.images_url";
 /// Folders of pictures and of uploads.
 const IMAGES: &str = "images";
 const BLOBS: &str = "blobs";
+/// Bytes of the file that shows whether files can be written.
+const PING_BYTES: usize = 64 << 10;
 /// An S3 store that does not answer is unavailable after this long, repetitions included.
 const S3_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -185,12 +187,12 @@ impl ImageStore {
         self.delete(&blob_path(id)).await
     }
 
-    /// Whether the folder or bucket answers.
+    /// Whether the folder or bucket can be written: writes a file as large as a small picture, and deletes it.
     pub async fn ping(&self) -> Result<(), ImageStoreError> {
-        match self.files.head(&Path::from(format!("{IMAGES}/ping"))).await {
-            Ok(_) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
+        // Its name is no picture's; among pictures, so that what a crash leaves half-written is found.
+        let path = Path::from(format!("{IMAGES}/00/ping"));
+        self.put(&path, Bytes::from_static(&[0; PING_BYTES])).await?;
+        self.delete(&path).await
     }
 
     /// Pictures whose ids begin with these two digits, with their files' extensions.

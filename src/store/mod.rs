@@ -93,10 +93,19 @@ impl TaskStore {
         self.inner.writes.close().await;
     }
 
-    /// Whether the database answers.
+    /// Whether the database can be written. Reading alone says little: it goes on while a disk is full.
     pub async fn ping(&self) -> Result<(), StoreError> {
-        sqlx::query("SELECT 1 AS one").fetch_one(self.reads()).await?;
-        Ok(())
+        self.write(|database| {
+            Box::pin(async move {
+                // A row that nobody sees, for both are one transaction.
+                sqlx::query("INSERT INTO blobs (id, bytes, noted_at, doomed) VALUES ('ping', 0, 0, 0)")
+                    .execute(&mut *database)
+                    .await?;
+                sqlx::query("DELETE FROM blobs WHERE id = 'ping'").execute(&mut *database).await?;
+                Ok(())
+            })
+        })
+        .await
     }
 
     /// A task, whoever asks.
