@@ -65,8 +65,13 @@ impl Server {
         log: Stdio,
     ) -> Self {
         let mut command = program();
-        command.args(["serve", "--port", "0", "--data-dir"]).arg(data).args(more);
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).spawn().unwrap();
+        command.args(["serve", "--port", "0", "--data-dir"]).arg(data).args(more).stderr(log);
+        Self::start_command(command)
+    }
+
+    /// Starts one by a command of the caller's, which ends in `darkroom serve`.
+    pub(crate) fn start_command(mut command: Command) -> Self {
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let Some(url) = line.trim().strip_prefix("listening on ") else {
@@ -84,6 +89,13 @@ impl Server {
 
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Bytes of memory that it holds.
+    pub(crate) fn resident_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10
     }
 
     pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
@@ -165,8 +177,14 @@ impl Server {
     }
 
     /// Asks it to stop; its exit status.
-    pub(crate) fn stop(mut self) -> Option<i32> {
+    pub(crate) fn stop(self) -> Option<i32> {
         terminate(self.child.id());
+        self.exited()
+    }
+
+    /// Waits until it has ended; its exit status.
+    #[allow(clippy::disallowed_methods, reason = "std waits for a process without a limit or not at all")]
+    pub(crate) fn exited(mut self) -> Option<i32> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
@@ -203,7 +221,8 @@ pub(crate) fn long(seed: u64) -> Value {
 
 /// Makes a key; its secret.
 pub(crate) fn create_key(data: &Path, name: &str, more: &[&str]) -> String {
-    let output = program().args(["keys", "create", name]).args(more).arg("--data-dir").arg(data).output().unwrap();
+    let output =
+        program().args(["keys", "create", name]).args(more).arg("--data-dir").arg(data).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{text} {}", String::from_utf8_lossy(&output.stderr));
     let secret = text.split_whitespace().find(|word| word.starts_with("dk_"));
