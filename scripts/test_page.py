@@ -211,7 +211,7 @@ def a_picture_can_be_drawn_again(visit: Visit) -> None:
     check("vary gives another picture", visit.picture(first) != visit.picture(varied))
 
 
-def a_picture_can_start_from_another(visit: Visit) -> None:
+def a_picture_can_start_from_another(visit: Visit) -> Locator:
     page = visit.page
     page.locator('.sheet.one .frame[data-state="done"] .open').first.click()
     expect(page.locator("#download")).to_have_attribute("href", re.compile("^blob:"))
@@ -222,6 +222,7 @@ def a_picture_can_start_from_another(visit: Visit) -> None:
     visit.wait_done(sheet, 1)
     page.click("#source-clear")
     check("a picture can be the source of another", page.locator("#chosen").is_hidden())
+    return sheet
 
 
 def a_task_can_be_cancelled(visit: Visit) -> None:
@@ -267,6 +268,16 @@ def what_was_drawn_is_there_after_a_reload(visit: Visit) -> None:
     page.keyboard.press("Escape")
     expect(page.locator("#viewer")).to_be_hidden()
     check("what was drawn is there after a reload", True)
+
+
+def what_began_as_a_picture_says_so_after_a_reload(visit: Visit, sheet: Locator) -> None:
+    page = visit.page
+    sheet.locator(".open").click()
+    facts = page.locator("#viewer-facts").inner_text()
+    check("what began as a picture says so", "a picture" in facts and "0.6" in facts, facts)
+    expect(page.locator("#again")).to_be_disabled()
+    page.keyboard.press("Escape")
+    check("without its source it is not drawn again as something else", True)
 
 
 def the_page_keeps_to_itself(visit: Visit) -> None:
@@ -373,10 +384,11 @@ def test_open(browser: Browser, url: str) -> None:
     a_newcomer_sees_something_to_click(visit)
     a_pack_comes_up_live(visit)
     a_picture_can_be_drawn_again(visit)
-    a_picture_can_start_from_another(visit)
+    redrawn = a_picture_can_start_from_another(visit)
     a_task_can_be_cancelled(visit)
     a_refusal_stands_at_its_field(visit)
     what_was_drawn_is_there_after_a_reload(visit)
+    what_began_as_a_picture_says_so_after_a_reload(visit, redrawn)
     the_page_keeps_to_itself(visit)
     visit.close()
     without_a_socket_the_page_polls(browser, url)

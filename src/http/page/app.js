@@ -307,7 +307,7 @@ class Sheet {
     this.task = { ...this.task, ...task };
     const images = task.images ?? task.images_completed ?? [];
     const count = Math.max(1, task.image_count ?? 0, this.asked?.count ?? 0, ...images.map((image) => image.index + 1));
-    this.grow(this.final && !this.asked && !task.image_count ? Math.max(1, images.length) : count);
+    this.grow(count);
     for (const image of images) this.frames[image.index]?.finish(image);
     this.draw();
     if (this.final) live.leave(this.id);
@@ -997,7 +997,7 @@ const viewer = {
 
   /** The picture began with another one that this page does not have. */
   get lacksSource() {
-    return this.settings().denoise < 1 && !this.frame.sheet.asked?.source;
+    return this.settings().from_image && !this.frame.sheet.asked?.source;
   },
 
   async show(button) {
@@ -1018,7 +1018,8 @@ const viewer = {
       ["Steps", settings.steps],
       ["CFG", settings.cfg],
       ["Sampler", settings.sampler && [settings.sampler, settings.scheduler].filter(Boolean).join(" / ")],
-      ["Denoise", settings.denoise != null && settings.denoise < 1 ? settings.denoise : null],
+      ["Began as", settings.from_image && "a picture"],
+      ["Denoise", settings.from_image ? settings.denoise : null],
       ["File", [settings.format?.toUpperCase(), settings.bytes && `${Math.ceil(settings.bytes / 1024)} KB`].filter(Boolean).join(", ")],
       ["Drawn", task.finished_at && new Date(task.finished_at).toLocaleString()],
       ["Device", took > 0 && `${took.toFixed(1)} s for the task`],
@@ -1096,7 +1097,7 @@ const viewer = {
     const settings = this.settings();
     fill(settings, seed);
     await setSource(this.frame.sheet.asked?.source);
-    if (settings.denoise < 1) setDenoise(settings.denoise);
+    if (settings.from_image) setDenoise(settings.denoise);
   },
 };
 
@@ -1129,7 +1130,7 @@ async function copy(value, button) {
 function written(settings) {
   const pairs = [["Steps", settings.steps], ["Sampler", settings.sampler], ["Schedule type", settings.scheduler],
     ["CFG scale", settings.cfg], ["Seed", settings.seed], ["Size", settings.width && `${settings.width}x${settings.height}`],
-    ["Model", settings.model], ["Denoising strength", settings.denoise < 1 ? settings.denoise : null]];
+    ["Model", settings.model], ["Denoising strength", settings.from_image ? settings.denoise : null]];
   return [settings.prompt, settings.negative_prompt && `Negative prompt: ${settings.negative_prompt}`,
     pairs.filter(([, value]) => value != null && value !== "").map(([name, value]) => `${name}: ${value}`).join(", ")]
     .filter(Boolean).join("\n");
