@@ -5,10 +5,10 @@ use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Once;
+use std::sync::{Arc, Mutex, Once, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
+use reqwest::{Client, ClientBuilder, Method, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -29,6 +29,36 @@ pub(crate) fn data() -> TempDir {
     TempDir::new().unwrap()
 }
 
+/// One server for those tests of a file that do not disturb each other; with the flags of whoever comes first. It ends
+/// with the last test that holds it.
+pub(crate) fn shared(more: &[&str]) -> Arc<Shared> {
+    static RUNNING: Mutex<Weak<Shared>> = Mutex::new(Weak::new());
+    let mut running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(server) = running.upgrade() {
+        return server;
+    }
+    let folder = data();
+    let mut server = Server::start(folder.path(), more);
+    // Every test has a runtime of its own, and a kept connection would end with the runtime that opened it.
+    server.client = client_builder().pool_max_idle_per_host(0).build().unwrap();
+    let server = Arc::new(Shared { server, _folder: folder });
+    *running = Arc::downgrade(&server);
+    server
+}
+
+/// A server of several tests, and its data.
+pub(crate) struct Shared {
+    server: Server,
+    _folder: TempDir,
+}
+
+impl std::ops::Deref for Shared {
+    type Target = Server;
+    fn deref(&self) -> &Server {
+        &self.server
+    }
+}
+
 /// The program, with nothing of the outer environment that could change what it does.
 pub(crate) fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_darkroom"));
@@ -45,11 +75,15 @@ pub(crate) fn program() -> Command {
 }
 
 pub(crate) fn client() -> Client {
+    client_builder().build().unwrap()
+}
+
+fn client_builder() -> ClientBuilder {
     static TLS: Once = Once::new();
     TLS.call_once(|| {
         let _ = rustls::crypto::ring::default_provider().install_default();
     });
-    Client::builder().no_proxy().timeout(PATIENCE).build().unwrap()
+    Client::builder().no_proxy().timeout(PATIENCE)
 }
 
 impl Server {
@@ -201,6 +235,27 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// The answer's status and JSON.
+pub(crate) async fn answer(response: Response) -> (u16, Value) {
+    let status = response.status().as_u16();
+    let text = response.text().await.unwrap();
+    (status, serde_json::from_str(&text).unwrap_or_else(|_| panic!("{status}: not JSON: {text}")))
+}
+
+/// A refusal in the shape of the contract, with this status and this word for programs; its `error`.
+pub(crate) async fn refused(response: Response, status: u16, kind: &str) -> Value {
+    assert_eq!(response.headers()["content-type"], "application/json");
+    let (got, body) = answer(response).await;
+    assert_eq!((got, body["error"]["type"].as_str()), (status, Some(kind)), "{body}");
+    assert_eq!(body.as_object().unwrap().len(), 1, "{body}");
+    let error = body["error"].as_object().unwrap();
+    assert!(error["message"].as_str().is_some_and(|message| !message.is_empty()), "{body}");
+    for (name, value) in error {
+        assert!(["type", "message", "field", "hint"].contains(&name.as_str()) && value.is_string(), "{body}");
+    }
+    body["error"].clone()
 }
 
 /// SIGTERM.
