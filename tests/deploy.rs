@@ -3,34 +3,13 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
 
+mod metrics_names;
+
 use std::collections::BTreeSet;
 
 use darkroom::config::{Config, Field, Sources};
+use metrics_names::METRICS;
 use serde_json::Value;
-
-/// A metric's name as it is scraped, whether it is a histogram, and its labels.
-type Metric = (&'static str, bool, &'static [&'static str]);
-
-/// Everything at `/metrics`.
-const METRICS: [Metric; 17] = [
-    ("darkroom_queue_tasks", false, &["priority"]),
-    ("darkroom_queue_wait_seconds", true, &["priority"]),
-    ("darkroom_step_batch_size", true, &[]),
-    ("darkroom_step_seconds", true, &["model"]),
-    ("darkroom_stage_seconds", true, &["stage"]),
-    ("darkroom_images_total", false, &["model", "outcome"]),
-    ("darkroom_tasks_total", false, &["kind", "status"]),
-    ("darkroom_cache_hits_total", false, &["cache"]),
-    ("darkroom_cache_misses_total", false, &["cache"]),
-    ("darkroom_resident_bytes", false, &["device"]),
-    ("darkroom_evictions_total", false, &[]),
-    ("darkroom_model_loads_total", false, &["model"]),
-    ("darkroom_http_requests_total", false, &["method", "route", "status"]),
-    ("darkroom_http_request_seconds", true, &["route"]),
-    ("darkroom_refusals_total", false, &["reason"]),
-    ("darkroom_webhook_deliveries_total", false, &["outcome"]),
-    ("darkroom_streams", false, &[]),
-];
 
 fn file(name: &str) -> String {
     std::fs::read_to_string(format!("{}/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap()
