@@ -8,6 +8,7 @@ use std::time::Duration;
 use axum::http::HeaderMap;
 use darkroom_models::tokenizer::{ClipTokenizer, TokenizerError};
 use jiff::Timestamp;
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
@@ -66,6 +67,18 @@ pub(super) struct Parts {
     body_memory_kib: u32,
 }
 
+/// A place among the event streams and sockets, counted while it is taken.
+pub(super) struct StreamPlace {
+    open: Gauge,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Drop for StreamPlace {
+    fn drop(&mut self) {
+        self.open.dec();
+    }
+}
+
 impl Deref for App {
     type Target = Parts;
     fn deref(&self) -> &Parts {
@@ -101,12 +114,15 @@ impl App {
     }
 
     /// A place among the event streams and sockets.
-    pub(super) fn stream_place(&self) -> Result<OwnedSemaphorePermit, ApiError> {
-        Arc::clone(&self.streams).try_acquire_owned().map_err(|_| {
+    pub(super) fn stream_place(&self) -> Result<StreamPlace, ApiError> {
+        let permit = Arc::clone(&self.streams).try_acquire_owned().map_err(|_| {
             let limit = self.config.server.max_streams;
             ApiError::too_many("too_many_streams", format!("{limit} event streams are open already"), 5)
                 .hint("listen to many tasks over one WebSocket: /v1/tasks/ws")
-        })
+        })?;
+        let open = self.service.metrics().streams.clone();
+        open.inc();
+        Ok(StreamPlace { open, _permit: permit })
     }
 
     /// Waits until a body of so many bytes fits into memory beside the others, at most so long.

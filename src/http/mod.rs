@@ -2,7 +2,7 @@
 //! sends back what the service says. Thin: no tensors and no SQL. Sits above `service`; the socket side (TLS, limits
 //! of connections) is in `listen`.
 //!
-//! Layers, from the outside: request id, log line and panics; headers for browsers; OpenAI's wording of errors; CORS;
+//! Layers, from the outside: what is counted; request id, log line and panics; headers for browsers; OpenAI's wording of errors; CORS;
 //! who asks and how often; the handlers.
 
 mod addresses;
@@ -64,6 +64,7 @@ pub fn router(
         .layer(from_fn(openai::reword))
         .layer(from_fn(observe::harden))
         .layer(from_fn(observe::observe))
+        .layer(from_fn_with_state(app.clone(), observe::count))
         .with_state(app))
 }
 

@@ -1,12 +1,12 @@
-//! The outermost layers: a request id and a log line for every request, panics turned into 500 with an id, headers
+//! The outermost layers: counting, a request id and a log line for every request, panics turned into 500 with an id, headers
 //! that keep browsers safe, and which other sites may call (CORS).
 
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
 use std::time::{Duration, Instant};
 
-use axum::extract::{MatchedPath, Request};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
@@ -14,8 +14,9 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 use tracing::Instrument;
 use uuid::Uuid;
 
-use super::app::SetupError;
+use super::app::{App, SetupError};
 use super::error::ApiError;
+use crate::metrics::{ByReason, ByRequest, ByRoute};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Longest request id that is taken over from a client, bytes.
@@ -58,6 +59,48 @@ pub(super) async fn observe(mut request: Request, next: Next) -> Response {
     }
     .instrument(span)
     .await
+}
+
+/// Counts the request, how long its answer took, and what was refused for a limit.
+pub(super) async fn count(State(app): State<App>, request: Request, next: Next) -> Response {
+    let method = method_label(request.method());
+    let route = request.extensions().get::<MatchedPath>().map_or("-", MatchedPath::as_str).to_owned();
+    let started = Instant::now();
+    let response = next.run(request).await;
+    let metrics = app.service.metrics();
+    let status = response.status().as_u16();
+    metrics
+        .http_time
+        .get_or_create(&ByRoute { route: route.clone() })
+        .observe(started.elapsed().as_secs_f64());
+    metrics.http_requests.get_or_create(&ByRequest { method: method.into(), route, status }).inc();
+    if let Some(reason) = response.extensions().get::<ApiError>().and_then(limit_of) {
+        metrics.refusals.get_or_create(&ByReason { reason }).inc();
+    }
+    response
+}
+
+/// Clients may send any word as a method; labels are few.
+fn method_label(method: &Method) -> &'static str {
+    match method.as_str() {
+        "GET" => "GET",
+        "HEAD" => "HEAD",
+        "POST" => "POST",
+        "PUT" => "PUT",
+        "PATCH" => "PATCH",
+        "DELETE" => "DELETE",
+        "OPTIONS" => "OPTIONS",
+        _ => "other",
+    }
+}
+
+/// The limit that a refusal stands for. The service counts a full queue itself, whoever met it.
+fn limit_of(error: &ApiError) -> Option<&'static str> {
+    let limit = matches!(
+        error.status(),
+        StatusCode::REQUEST_TIMEOUT | StatusCode::PAYLOAD_TOO_LARGE | StatusCode::TOO_MANY_REQUESTS
+    );
+    (limit && error.detail().kind != "queue_full").then_some(error.detail().kind)
 }
 
 /// The client's own request id if it is a plain one, else a new one.
@@ -137,7 +180,6 @@ fn parse_origin(origin: &str) -> Result<HeaderValue, SetupError> {
 mod tests {
     use axum::Router;
     use axum::body::Body;
-    use axum::http::StatusCode;
     use axum::middleware::from_fn;
     use axum::routing::get;
     use http_body_util::BodyExt;
@@ -175,6 +217,16 @@ mod tests {
         assert_eq!(body["error"]["type"], "internal");
         assert_eq!(body["error"]["id"].as_str().unwrap().len(), 32);
         assert!(!body.to_string().contains("secret"), "{body}");
+    }
+
+    #[test]
+    fn only_limits_are_counted_and_a_full_queue_once() {
+        let limit = |error: ApiError| limit_of(&error);
+        assert_eq!(limit(ApiError::too_large("x")), Some("payload_too_large"));
+        assert_eq!(limit(ApiError::too_many("rate_limit", "x", 1)), Some("rate_limit"));
+        assert_eq!(limit(ApiError::too_many("queue_full", "x", 1)), None);
+        assert_eq!(limit(ApiError::not_found("task", "x")), None);
+        assert_eq!(method_label(&Method::from_bytes(b"ANYTHING").unwrap()), "other");
     }
 
     #[tokio::test]

@@ -47,6 +47,7 @@ pub(in crate::http) async fn reword(request: Request, next: Next) -> Response {
             reworded.headers_mut().append(name.clone(), value.clone());
         }
     }
+    reworded.extensions_mut().insert(error);
     reworded
 }
 

@@ -12,12 +12,11 @@ use base64::engine::general_purpose::STANDARD;
 use futures_util::stream;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tokio::sync::OwnedSemaphorePermit;
 use utoipa::IntoParams;
 
 use super::follow::{Follower, News, Update};
 use crate::http::addresses::Addresses;
-use crate::http::app::App;
+use crate::http::app::{App, StreamPlace};
 use crate::http::auth::Client;
 use crate::http::error::ApiError;
 use crate::http::extract::{Id, Params, flag};
@@ -69,7 +68,7 @@ struct Teller {
     app: App,
     addresses: Addresses,
     follower: Follower,
-    _place: OwnedSemaphorePermit,
+    _place: StreamPlace,
 }
 
 impl Teller {

@@ -11,7 +11,6 @@ use axum::http::{HeaderMap, header};
 use axum::response::Response;
 use futures_util::{Stream, StreamExt, stream};
 use serde::{Deserialize, Serialize};
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 use tokio_stream::StreamMap;
 
@@ -19,7 +18,7 @@ use super::events::data_url;
 use super::follow::{Follower, News, Update};
 use crate::config::ServerConfig;
 use crate::http::addresses::Addresses;
-use crate::http::app::App;
+use crate::http::app::{App, StreamPlace};
 use crate::http::auth::{Client, client_by_secret};
 use crate::http::error::{ApiError, ErrorDetail};
 use crate::http::extract::parse_json;
@@ -152,7 +151,7 @@ struct Session {
     follows: StreamMap<TaskId, Updates>,
     /// When it last listened or spoke.
     used: Instant,
-    _place: OwnedSemaphorePermit,
+    _place: StreamPlace,
 }
 
 impl Session {
