@@ -134,6 +134,7 @@ mod tests {
             "get /health",
             "get /metrics",
             "get /ready",
+            "get /v1/expressions",
             "get /v1/images/{id}",
             "get /v1/models",
             "get /v1/models/{id}",

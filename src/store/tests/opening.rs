@@ -54,6 +54,8 @@ async fn writes_wait_for_another_programs_lock() {
     let fresh = sqlite().await;
     let url = format!("sqlite://{}/darkroom.db", fresh.folder.path().display());
     let mut other = url.parse::<AnyConnectOptions>().unwrap().connect().await.unwrap();
+    // A busy disk may hold the store's own first writes up for longer than the five seconds of the default.
+    other.execute("PRAGMA busy_timeout = 60000").await.unwrap();
     other.execute("BEGIN IMMEDIATE").await.unwrap();
     let store = fresh.store.clone();
     let waiting = tokio::spawn(async move { store.note_blob(&BlobId::of(b""), 0, at(0)).await });
