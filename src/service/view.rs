@@ -7,6 +7,7 @@ use tokio::sync::broadcast::error::RecvError;
 
 use super::live::{Subscription, closed};
 use super::{Outlooks, QueueView, Readiness, Service, ServiceError, StoredImage, TaskPage, TaskView};
+use crate::engine::Outlook;
 use crate::metrics::ByPriority;
 use crate::store::ImageStoreError;
 use crate::task::{Change, ImageId, ImageSpec, Owner, Priority, Task, TaskId, TaskStatus};
@@ -64,7 +65,7 @@ impl Service {
                 eta_seconds: None,
             };
         }
-        let outlook = self.outlooks().get(&task.id).copied();
+        let outlook = self.outlook(&task.id);
         let tasks = self.0.live.lock();
         let Some(live) = tasks.get(&task.id) else {
             // Between its last picture and the moment its final state is stored, or not recovered yet.
@@ -87,7 +88,11 @@ impl Service {
             steps_done,
             steps_total,
             current_step: live.current_step.clone(),
-            queue_position: outlook.and_then(|outlook| outlook.position),
+            // What was known of the queue a moment ago may be of before it started.
+            queue_position: match task.status {
+                TaskStatus::Queued => outlook.and_then(|outlook| outlook.position),
+                _ => None,
+            },
             eta_seconds: match outlook {
                 Some(outlook) => outlook.seconds,
                 // Denoised; only decoding and writing are left.
@@ -97,14 +102,31 @@ impl Service {
         }
     }
 
+    /// Where a task stands; `None` when no step of it is left.
+    fn outlook(&self, id: &TaskId) -> Option<Outlook> {
+        let known = self.outlooks().get(id).copied();
+        if known.is_some() {
+            return known;
+        }
+        // It may have come after what is remembered was computed.
+        let (done, total) = self.0.live.lock().get(id)?.steps();
+        if done < total { self.look_anew().get(id).copied() } else { None }
+    }
+
     /// Where every unfinished task stands, at most a tenth of a second ago.
     pub(super) fn outlooks(&self) -> Outlooks {
-        let mut known = self.0.outlooks.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = self.0.outlooks.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((at, outlooks)) = &*known
             && at.elapsed() < OUTLOOK_AGE
         {
             return Arc::clone(outlooks);
         }
+        drop(known);
+        self.look_anew()
+    }
+
+    fn look_anew(&self) -> Outlooks {
+        let mut known = self.0.outlooks.lock().unwrap_or_else(PoisonError::into_inner);
         let outlooks = Arc::new(self.0.engine.outlooks());
         *known = Some((Instant::now(), Arc::clone(&outlooks)));
         outlooks
