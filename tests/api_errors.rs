@@ -182,7 +182,7 @@ async fn a_stopping_server_finishes_what_runs_and_takes_nothing_new() {
     refused(response, 503, "draining").await;
     assert_eq!(server.json("/health").await["status"], "ok", "it lives until the end");
     server.delete(&format!("/v1/tasks/{running}")).await;
-    assert_eq!(server.stop(), Some(0));
+    assert_eq!(server.exited(), Some(0));
 }
 
 #[tokio::test]
@@ -201,7 +201,7 @@ async fn without_a_known_key_nothing_is_shown() {
         (Method::GET, "/v1/tasks/x"),
         (Method::DELETE, "/v1/tasks/x"),
         (Method::GET, "/v1/tasks/x/events"),
-        (Method::GET, "/v1/images/img_018f0000000070008000000000000000_0"),
+        (Method::GET, "/v1/images/018f0000000070008000000000000000"),
         (Method::GET, "/v1/models"),
         (Method::GET, "/v1/models/tiny-sdxl"),
         (Method::POST, "/v1/models/tiny-sdxl/load"),
