@@ -82,6 +82,11 @@ impl Live {
         if let Some(steps) = self.steps.get_mut(index) {
             *steps = (done, total.max(done));
         }
+        self.name_step();
+    }
+
+    /// Puts what is being made into words.
+    pub(super) fn name_step(&mut self) {
         let first_unfinished = |(done, total): &(usize, usize)| done < total;
         let position =
             self.steps.iter().position(first_unfinished).unwrap_or(self.steps.len().saturating_sub(1));

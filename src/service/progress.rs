@@ -37,7 +37,7 @@ impl Service {
         let mut tasks = self.0.live.lock();
         let Some(live) = tasks.get_mut(id).filter(|live| live.status == TaskStatus::Queued) else { return };
         live.status = TaskStatus::Processing;
-        live.stepped(0, 0, 0);
+        live.name_step();
         live.tell(id, Change::Status { status: TaskStatus::Processing, error: None });
         drop(tasks);
         let (service, id) = (self.clone(), id.clone());
