@@ -34,14 +34,18 @@ TASK = ask("/v1/images?wait=true", {"prompt": "1girl, smile", "steps": 2})
 assert TASK["status"] == "completed", TASK
 IMAGE = TASK["images"][0]
 EXPRESSIONS = [one["name"] for one in ask("/v1/expressions")["expressions"]]
-KNOWN_IDS = {
-    "/v1/tasks/{id}": TASK["task_id"],
-    "/v1/tasks/{id}/events": TASK["task_id"],
-    "/v1/images/{id}": IMAGE["id"],
-    "/v1/models/{id}": IMAGE["model"],
-    "/v1/models/{id}/load": IMAGE["model"],
-    "/v1/models/{id}/unload": IMAGE["model"],
+KNOWN_PATHS = {
+    "/v1/tasks/{id}": {"id": TASK["task_id"]},
+    "/v1/tasks/{id}/events": {"id": TASK["task_id"]},
+    "/v1/images/{id}": {"id": IMAGE["id"]},
+    "/v1/models/{id}": {"id": IMAGE["model"]},
+    "/v1/models/{id}/load": {"id": IMAGE["model"]},
+    "/v1/models/{id}/unload": {"id": IMAGE["model"]},
+    "/assets/{file}": {"file": "app.js"},
 }
+# In a query, these are yes and no as well, whatever the description's plain "boolean" says.
+FLAGS = ("wait", "previews", "download")
+YES_AND_NO = ("", "1", "0", "yes", "no", "true", "false")
 KNOWN_WORDS = {
     "model": [IMAGE["model"]],
     "sampler": ["euler", "euler_ancestral", "dpmpp_2m"],
@@ -85,15 +89,22 @@ def drawable(body: dict[str, Any], chance: int) -> dict[str, Any]:
     return body
 
 
+def is_meant_to_fit(case: schemathesis.Case) -> bool:
+    return case.meta is not None and case.meta.generation.mode.value == "positive"
+
+
 @schemathesis.hook
 def before_call(context: schemathesis.HookContext, case: schemathesis.Case, kwargs: dict[str, Any]) -> None:
     case.body = at_home(case.body)
-    # What is meant to be wrong stays wrong.
-    if case.meta is None or case.meta.generation.mode.value != "positive":
+    # What is meant to be wrong is wrong.
+    for name in FLAGS:
+        if str((case.query or {}).get(name)).lower() in YES_AND_NO and not is_meant_to_fit(case):
+            case.query[name] = "neither"
+    if not is_meant_to_fit(case):
         return
     # The same case always has the same luck, so that a seed is enough to see a finding again.
     chance = crc32(repr((case.path_parameters, case.query, case.body)).encode())
-    if case.path in KNOWN_IDS and chance % 2:
-        case.path_parameters["id"] = KNOWN_IDS[case.path]
+    if case.path in KNOWN_PATHS and chance % 2:
+        case.path_parameters |= KNOWN_PATHS[case.path]
     if isinstance(case.body, dict) and chance % 4:
         case.body = drawable(case.body, chance >> 8)
