@@ -39,7 +39,11 @@ async fn index(headers: HeaderMap) -> Response {
     tag = "page",
     security(()),
     params(("file" = String, Path, description = "`app.js` or `style.css`")),
-    responses((status = 200, content_type = "text/plain", body = String, description = "The file"))
+    responses((
+        status = 200,
+        description = "The file",
+        content((String = "text/javascript"), (String = "text/css"))
+    ))
 )]
 async fn asset(Name(name): Name, headers: HeaderMap) -> Result<Response, ApiError> {
     match name.as_str() {

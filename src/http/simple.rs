@@ -47,6 +47,7 @@ struct SimpleRequest {
     #[schema(minimum = 0, maximum = 100)]
     guidance_scale: Option<f64>,
     /// Seed; drawn at random if it is left out.
+    #[schema(format = "uint64")]
     seed: Option<u64>,
 }
 
@@ -63,6 +64,7 @@ struct SimpleBody {
     /// Rows.
     height: usize,
     /// The seed that it was drawn from.
+    #[schema(format = "uint64")]
     seed: u64,
 }
 

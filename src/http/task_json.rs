@@ -71,6 +71,7 @@ pub(super) struct ImageBody {
     /// Its place in the task, from 0.
     pub(super) index: usize,
     /// The seed that it was drawn from.
+    #[schema(format = "uint64")]
     pub(super) seed: u64,
     /// Pixels in a row.
     pub(super) width: usize,

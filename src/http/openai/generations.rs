@@ -65,6 +65,7 @@ pub(super) struct GenerationsRequest {
     /// What to stay away from.
     negative_prompt: Option<String>,
     /// Seed of the first picture; each next one is one higher.
+    #[schema(format = "uint64")]
     seed: Option<u64>,
     /// Sampling steps.
     steps: Option<u32>,
@@ -106,6 +107,7 @@ pub(super) struct GenerationBody {
     #[serde(skip_serializing_if = "Option::is_none")]
     url: Option<String>,
     /// The seed that it was drawn from; Darkroom's own.
+    #[schema(format = "uint64")]
     seed: u64,
 }
 

@@ -48,6 +48,7 @@ pub(super) struct PrototypesRequest {
     /// How soon.
     priority: Option<PriorityName>,
     /// Seed of the first variant; each next one is one higher.
+    #[schema(format = "uint64")]
     seed: Option<u64>,
     /// A model's id, as GET /v1/models lists them.
     model: Option<String>,
@@ -71,6 +72,7 @@ pub(super) struct ExpressionsRequest {
     /// What the character looks like.
     character_prompt: Option<String>,
     /// Seed of all its pictures; without one, a character keeps a seed of its own.
+    #[schema(format = "uint64")]
     seed: Option<u64>,
     /// Draw anew what the expression bank has.
     #[schema(default = false)]

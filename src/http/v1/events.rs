@@ -12,7 +12,7 @@ use base64::engine::general_purpose::STANDARD;
 use futures_util::stream;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use utoipa::IntoParams;
+use utoipa::{IntoParams, ToSchema};
 
 use super::follow::{Follower, News, Update};
 use crate::http::addresses::Addresses;
@@ -35,6 +35,18 @@ pub(super) struct EventParams {
     previews: bool,
 }
 
+/// One event of the stream. Only described: what is sent is axum's [`Event`].
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "its fields are the lines of an event")]
+struct EventBody {
+    /// `status`, `progress`, `preview`, `image` or `error`.
+    event: String,
+    /// Counts the task's changes; none on errors.
+    id: Option<String>,
+    /// A JSON object.
+    data: String,
+}
+
 /// Streams what happens to a task.
 ///
 /// Events: `status` {task_id, status, progress, error?}, `progress` {task_id, status, progress, current_step,
@@ -45,7 +57,7 @@ pub(super) struct EventParams {
     path = "/v1/tasks/{id}/events",
     tag = "tasks",
     params(("id" = String, Path, description = "The task's id"), EventParams),
-    responses((status = 200, content_type = "text/event-stream", body = String, description = "Events"))
+    responses((status = 200, content_type = "text/event-stream", body = EventBody, description = "Events"))
 )]
 pub(super) async fn stream(
     State(app): State<App>,

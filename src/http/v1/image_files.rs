@@ -7,7 +7,7 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use jiff::Timestamp;
 use serde::Deserialize;
-use utoipa::IntoParams;
+use utoipa::{IntoParams, ToSchema};
 
 use crate::http::addresses::Signature;
 use crate::http::app::App;
@@ -36,6 +36,12 @@ pub(super) struct FileParams {
     download: bool,
 }
 
+/// The bytes of a file. Only described: what is sent is [`Sent`].
+#[derive(ToSchema)]
+#[schema(value_type = String, format = Binary)]
+#[expect(dead_code, reason = "described, not made")]
+struct FileBody(Vec<u8>);
+
 /// A file to send.
 struct Sent {
     bytes: Bytes,
@@ -56,7 +62,7 @@ struct Sent {
     params(("id" = String, Path, description = "The picture's id"), FileParams, Signature),
     responses(
         (status = 200, description = "The picture", content(
-            (Vec<u8> = "image/png"), (Vec<u8> = "image/webp"), (Vec<u8> = "image/jpeg")
+            (FileBody = "image/png"), (FileBody = "image/webp"), (FileBody = "image/jpeg")
         )),
         (status = 206, description = "The part that was asked for"),
         (status = 304, description = "The client has it already"),

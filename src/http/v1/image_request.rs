@@ -33,6 +33,7 @@ pub(in crate::http) struct ImagesRequest {
     /// ComfyUI's name of a scheduler: `karras`.
     pub(in crate::http) scheduler: Option<String>,
     /// Seed of the first picture; each next one is one higher. Drawn at random if it is left out.
+    #[schema(format = "uint64")]
     pub(in crate::http) seed: Option<u64>,
     /// How many pictures.
     #[schema(minimum = 1, default = 1)]

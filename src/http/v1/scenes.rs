@@ -37,6 +37,7 @@ pub(super) struct SceneRequest {
     /// How soon.
     priority: Option<PriorityName>,
     /// Seed of the picture.
+    #[schema(format = "uint64")]
     seed: Option<u64>,
     /// A model's id, as GET /v1/models lists them.
     model: Option<String>,
