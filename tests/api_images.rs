@@ -23,9 +23,11 @@ const BATCH_LEVELS: u8 = 1;
 /// `small(seed)` with other fields.
 #[allow(clippy::needless_pass_by_value, reason = "calls read as the JSON that they send")]
 fn with(seed: u64, more: Value) -> Value {
-    let mut body = small(seed);
-    body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-    body
+    let (Value::Object(mut body), Value::Object(more)) = (small(seed), more) else {
+        panic!("not objects");
+    };
+    body.extend(more);
+    Value::Object(body)
 }
 
 /// The finished task of a request.
