@@ -15,7 +15,7 @@ use tokio::task::{JoinHandle, block_in_place};
 use crate::chance::Chance;
 use crate::receiver::Receiver;
 use crate::server::{self, PATIENCE, Server, data, files, small};
-use crate::{PAUSE, soon, under_way, unfinished};
+use crate::{PAUSE, lasting, soon, under_way, unfinished};
 
 const KILLS: usize = 20;
 const TASKS: usize = 200;
@@ -288,8 +288,7 @@ async fn webhooks_came(receiver: &Receiver, ids: &[String], data: &Path) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_picture_is_the_same_whether_or_not_its_server_was_killed_on_the_way() {
-    let mut request = small(77);
-    request["steps"] = 150.into();
+    let request = lasting(77);
     let undisturbed = data();
     let server = Server::start(undisturbed.path(), [""; 0]);
     let task = server.submit("/v1/images", &request).await;

@@ -19,10 +19,17 @@ use std::time::{Duration, Instant};
 use reqwest::Response;
 use serde_json::Value;
 
-use server::{PATIENCE, Server};
+use server::{PATIENCE, Server, small};
 
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(10);
+
+/// A request that lasts long enough to be disturbed.
+fn lasting(seed: u64) -> Value {
+    let mut body = small(seed);
+    body["steps"] = 150.into();
+    body
+}
 
 /// Looks again and again until `look` finds something.
 async fn soon<T, F: Future<Output = Option<T>>>(what: &str, mut look: impl FnMut() -> F) -> T {

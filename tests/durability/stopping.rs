@@ -3,8 +3,8 @@
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::server::{Server, data, files, long, small, terminate};
-use crate::{refused_for_now, soon, under_way, unfinished};
+use crate::server::{Server, data, files, small, terminate};
+use crate::{lasting, refused_for_now, soon, under_way, unfinished};
 
 /// Asks a server to stop, and waits until it refuses tasks for that reason. Those that it still took, because the
 /// signal was on its way.
@@ -24,10 +24,10 @@ async fn begin_to_stop(server: &Server) -> Vec<String> {
     }
 }
 
-async fn submit_long(server: &Server, count: u64) -> Vec<String> {
+async fn submit_lasting(server: &Server, count: u64) -> Vec<String> {
     let mut tasks = Vec::new();
     for seed in 0..count {
-        tasks.push(server.submit("/v1/images", &long(seed)).await);
+        tasks.push(server.submit("/v1/images", &lasting(seed)).await);
     }
     under_way(server, &tasks[0]).await;
     tasks
@@ -37,7 +37,7 @@ async fn submit_long(server: &Server, count: u64) -> Vec<String> {
 async fn a_server_that_is_asked_to_stop_finishes_what_it_has_and_takes_nothing_new() {
     let data = data();
     let server = Server::start(data.path(), ["--server-drain-timeout", "600"]);
-    let mut tasks = submit_long(&server, 2).await;
+    let mut tasks = submit_lasting(&server, 2).await;
     tasks.extend(begin_to_stop(&server).await);
     let (kind, _) = refused_for_now(server.get("/ready").await).await;
     assert_eq!(kind, "draining");
@@ -61,7 +61,7 @@ async fn a_server_that_is_asked_to_stop_finishes_what_it_has_and_takes_nothing_n
 async fn what_a_stop_cannot_wait_for_goes_on_at_the_next_start() {
     let data = data();
     let server = Server::start(data.path(), ["--server-drain-timeout", "0.1"]);
-    let tasks = submit_long(&server, 4).await;
+    let tasks = submit_lasting(&server, 4).await;
     assert_eq!(server.stop(), Some(0));
     let server = Server::start(data.path(), [""; 0]);
     assert!(unfinished(&server).await > 0, "they were all done before");

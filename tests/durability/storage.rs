@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::disk::Disk;
-use crate::server::{PATIENCE, Server, data, long, program, small};
-use crate::{PAUSE, refused_for_now, soon, under_way};
+use crate::server::{Server, data, program, small};
+use crate::{PAUSE, lasting, refused_for_now, soon, under_way};
 
 /// How long a broken storage is watched. Long enough for several of the server's looks at it.
 const WATCHED: Duration = Duration::from_secs(4);
@@ -17,7 +17,7 @@ struct Before {
     /// Completed before.
     done: Value,
     picture: Vec<u8>,
-    /// Accepted before, or while it was not noticed yet.
+    /// Accepted before, and being drawn.
     accepted: Vec<String>,
 }
 
@@ -26,28 +26,18 @@ async fn prepare(server: &Server) -> Before {
     let picture = server.picture(&done, 0).await;
     let mut accepted = Vec::new();
     for seed in 0..2 {
-        accepted.push(server.submit("/v1/images", &long(seed)).await);
+        accepted.push(server.submit("/v1/images", &lasting(seed)).await);
     }
     under_way(server, &accepted[0]).await;
     Before { done, picture, accepted }
 }
 
-/// Submits until the server has noticed; what it then says.
-async fn first_refusal(server: &Server, before: &mut Before) -> String {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let response = server.post("/v1/images", &small(9)).await;
-        if response.status().is_success() {
-            let task: Value = response.json().await.unwrap();
-            before.accepted.push(task["task_id"].as_str().unwrap().to_owned());
-            assert!(Instant::now() < deadline, "it does not notice");
-            tokio::time::sleep(PAUSE).await;
-            continue;
-        }
-        let (kind, message) = refused_for_now(response).await;
-        assert_eq!(kind, "storage_unavailable", "{message}");
-        return message;
-    }
+/// Waits until the server has noticed; what it then says to a new task.
+async fn first_refusal(server: &Server) -> String {
+    soon("it notices", || async { (server.get("/ready").await.status() == 503).then_some(()) }).await;
+    let (kind, message) = refused_for_now(server.post("/v1/images", &small(9)).await).await;
+    assert_eq!(kind, "storage_unavailable", "{message}");
+    message
 }
 
 /// While the storage is broken: no task is taken, none is lost, and what can be read is served.
@@ -84,9 +74,9 @@ async fn recovers(server: &Server, before: &Before) {
 async fn on_a_full_disk_tasks_are_refused_and_accepted_ones_finish_when_there_is_room() {
     let data = data();
     let (server, disk) = Disk::start(data.path(), &["--storage-min-free-bytes", "0"]);
-    let mut before = prepare(&server).await;
+    let before = prepare(&server).await;
     disk.fill();
-    let message = first_refusal(&server, &mut before).await;
+    let message = first_refusal(&server).await;
     println!("a full disk: {message}");
     let plain = ["full", "No space", "too large"].iter().any(|word| message.contains(word));
     assert!(message.contains("store is not available: ") && plain, "{message}");
@@ -111,11 +101,11 @@ async fn a_disk_that_is_nearly_full_takes_no_new_tasks_and_the_refusal_says_whic
 async fn an_image_store_that_goes_away_costs_no_task() {
     let data = data();
     let server = Server::start(data.path(), [""; 0]);
-    let mut before = prepare(&server).await;
+    let before = prepare(&server).await;
     let (images, away) = (data.path().join("images"), data.path().join("images-away"));
     std::fs::rename(&images, &away).unwrap();
     std::fs::write(&images, b"not a folder").unwrap();
-    let message = first_refusal(&server, &mut before).await;
+    let message = first_refusal(&server).await;
     println!("an image store that is away: {message}");
     stays_refused(&server, &before).await;
     let picture = server.get(before.done["images"][0]["url"].as_str().unwrap()).await;
@@ -129,11 +119,11 @@ async fn an_image_store_that_goes_away_costs_no_task() {
 async fn a_server_that_is_killed_while_its_storage_is_away_loses_nothing_either() {
     let data = data();
     let server = Server::start(data.path(), [""; 0]);
-    let mut before = prepare(&server).await;
+    let before = prepare(&server).await;
     let (images, away) = (data.path().join("images"), data.path().join("images-away"));
     std::fs::rename(&images, &away).unwrap();
     std::fs::write(&images, b"not a folder").unwrap();
-    first_refusal(&server, &mut before).await;
+    first_refusal(&server).await;
     server.kill();
     std::fs::remove_file(&images).unwrap();
     std::fs::rename(&away, &images).unwrap();

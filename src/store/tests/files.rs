@@ -65,6 +65,17 @@ async fn uploads_and_pictures_are_listed_by_what_they_begin_with() {
 }
 
 #[tokio::test]
+async fn a_look_at_a_store_writes_and_leaves_nothing_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let files = ImageStore::open(&in_folder(folder.path())).await.unwrap();
+    files.ping().await.unwrap();
+    assert!(std::fs::read_dir(folder.path().join("images/00")).unwrap().next().is_none());
+    std::fs::remove_dir_all(folder.path().join("images")).unwrap();
+    std::fs::write(folder.path().join("images"), "no folder").unwrap();
+    assert!(matches!(files.ping().await, Err(ImageStoreError::Unavailable { .. })));
+}
+
+#[tokio::test]
 async fn what_a_crash_left_half_written_is_deleted_and_the_rest_is_not() {
     let folder = tempfile::tempdir().unwrap();
     let config = in_folder(folder.path());
