@@ -167,7 +167,12 @@ impl Account {
                 self.tell(News::Status(error));
             }
             Change::Progress { steps_done, steps_total, current_step, eta_seconds } => {
-                self.state.progress = progress(self.state.status, steps_done, steps_total);
+                let share = progress(self.state.status, steps_done, steps_total);
+                // Older than the state that listening began with, which was looked up after it.
+                if share < self.state.progress {
+                    return;
+                }
+                self.state.progress = share;
                 self.state.current_step = Some(current_step);
                 self.state.eta_seconds = eta_seconds;
                 self.tell(News::Progress);
@@ -231,6 +236,21 @@ mod tests {
         let mut account = Account::new(&view(TaskStatus::Completed, 2, 2), 9, false);
         assert_eq!(told(&mut account), ["progress", "image", "image", "status"]);
         assert!(account.ended);
+    }
+
+    #[test]
+    fn progress_never_goes_back() {
+        let running = view(TaskStatus::Processing, 2, 1); // 5 of 20 steps
+        let mut account = Account::new(&running, 9, false);
+        told(&mut account);
+        for (steps_done, heard) in [(4, None), (5, Some(0.25)), (6, Some(0.3))] {
+            let step: Arc<str> = "Generating".into();
+            let change =
+                Change::Progress { steps_done, steps_total: 20, current_step: step, eta_seconds: None };
+            let event = event(&account, 10 + steps_done as u64, change);
+            account.hear(event);
+            assert_eq!(account.pending.pop_front().map(|update| update.state.progress), heard);
+        }
     }
 
     #[test]
