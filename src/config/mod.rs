@@ -82,8 +82,9 @@ section! {
         max_streams: usize = 256;
         /// Tasks that one WebSocket may listen to.
         max_subscriptions: usize = 256, least(1);
-        /// Seconds for a request's head to arrive.
-        header_timeout: f64 = 10.0, deadline;
+        /// Seconds for a request's head to arrive, and for an idle connection's next one. Longer than clients keep
+        /// theirs (90 is usual), or a request meets a connection that is just being closed.
+        header_timeout: f64 = 95.0, deadline;
         /// Seconds for a request's body to arrive.
         body_timeout: f64 = 30.0, deadline;
         /// Longest that `?wait=true` waits, seconds.
