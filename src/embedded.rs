@@ -1,10 +1,12 @@
-//! The model that is compiled into the program: a tiny SDXL that `scripts/tiny_model` trains.
+//! What is compiled into the program: a tiny SDXL that `scripts/tiny_model` trains, and what works beside it.
 
 use std::sync::Arc;
 
 use candle_core::Device;
 use darkroom_models::checkpoint::{Checkpoint, CheckpointError};
 use darkroom_models::weights::WeightFile;
+
+use crate::catalog::AuxiliaryKind;
 
 static WEIGHTS: &[u8] = include_bytes!("../assets/tiny-sdxl.safetensors");
 
@@ -22,4 +24,15 @@ pub fn weights() -> &'static [u8] {
 /// Its size in bytes.
 pub fn bytes() -> u64 {
     WEIGHTS.len() as u64
+}
+
+/// What is built in of a kind that works beside a model: name and file.
+pub fn auxiliaries(kind: AuxiliaryKind) -> &'static [(&'static str, &'static [u8])] {
+    match kind {
+        AuxiliaryKind::Lora
+        | AuxiliaryKind::ControlNet
+        | AuxiliaryKind::Depth
+        | AuxiliaryKind::Detector
+        | AuxiliaryKind::Matting => &[],
+    }
 }

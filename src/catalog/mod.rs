@@ -2,6 +2,8 @@
 //! found by looking are ever opened, so no request can name a path. Headers are read to say what a file is;
 //! weights are opened by [`Catalog::open`]. Beside `engine`, above `darkroom-models`.
 
+mod auxiliary;
+
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -9,6 +11,8 @@ use std::time::SystemTime;
 
 use candle_core::Device;
 use darkroom_models::checkpoint::{Checkpoint, CheckpointError, ModelKind, inspect};
+
+pub use auxiliary::{AuxiliaryEntry, AuxiliaryKind};
 
 use crate::embedded;
 use crate::expressions::Vocabulary;

@@ -14,7 +14,7 @@ use super::bank::SEED_MASK;
 use super::error::{ApiError, did_you_mean, shown};
 use crate::config::LimitsConfig;
 use crate::service::ModelDefaults;
-use crate::task::{ImageFormat, ImageSpec, SourceSpec};
+use crate::task::{Background, ImageFormat, ImageSpec, SourceSpec};
 
 /// Smallest side of a picture, pixels.
 const LEAST_SIDE: usize = 16;
@@ -126,6 +126,10 @@ impl Rules {
             denoise,
             clip_skip: request.clip_skip,
             source: choices.start.map_or(SourceSpec::Empty, |start| start.source),
+            loras: Vec::new(),
+            controls: Vec::new(),
+            detail: None,
+            background: Background::Keep,
             format: choices.format.unwrap_or(ImageFormat::Png),
             metadata: !choices.without_metadata,
             label: None,

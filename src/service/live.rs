@@ -122,6 +122,9 @@ fn step_line(kind: TaskKind, images: &[ImageSpec], index: usize) -> String {
         TaskKind::Images => "image",
         TaskKind::Prototypes => "variant",
         TaskKind::Expressions => "expression",
+        TaskKind::FullBody => "pose",
+        TaskKind::OutfitChange => "outfit",
+        TaskKind::Stickers => "sticker",
         TaskKind::Scene => "scene",
     };
     let place = format!("Generating {what} {}/{}", index + 1, images.len());

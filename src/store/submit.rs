@@ -6,7 +6,7 @@ use sqlx::{AnyConnection, Row};
 
 use super::rows::{digest, nanoseconds, owner_text, select_tasks, task as read_task, to_json};
 use super::{StoreError, TaskStore, progress};
-use crate::task::{BlobId, DrawnImage, ImageSpec, NewTask, Owner, SourceSpec, Task, TaskStatus, Usage};
+use crate::task::{BlobId, DrawnImage, ImageSpec, NewTask, Owner, Task, TaskStatus, Usage};
 
 /// Makes a repeated request the same task.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,17 +81,9 @@ impl NewRow {
             return Err(StoreError::defect("a picture with a cfg or denoise that is no number"));
         }
         let images = to_json(&task.images)?;
-        let blobs = task.images.iter().flat_map(blobs_of).cloned().collect();
+        let blobs = task.images.iter().flat_map(ImageSpec::blobs).cloned().collect();
         Ok(Self { task, idempotency, images, blobs })
     }
-}
-
-fn blobs_of(spec: &ImageSpec) -> impl Iterator<Item = &BlobId> {
-    let (image, inpaint) = match &spec.source {
-        SourceSpec::Empty => (None, None),
-        SourceSpec::Image { image, inpaint } => (Some(image), inpaint.as_ref()),
-    };
-    image.into_iter().chain(inpaint.and_then(|inpaint| inpaint.mask.as_ref()))
 }
 
 async fn insert(database: &mut AnyConnection, row: NewRow) -> Result<Inserted, StoreError> {

@@ -3,11 +3,13 @@
 //! `service` and `http`.
 
 mod event;
+mod guide;
 mod id;
 mod spec;
 mod state;
 
 pub use event::{Change, Event, Preview};
+pub use guide::{Background, ControlSpec, DetailPlaces, DetailSpec, LoraSpec, Preprocess};
 pub use id::{ApiKeyId, BlobId, IdError, ImageId, TaskId};
 pub use spec::{BankRef, ImageFormat, ImageSpec, Inpaint, SourceSpec};
 pub use state::{

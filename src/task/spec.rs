@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::BlobId;
+use super::{Background, BlobId, ControlSpec, DetailSpec, LoraSpec};
 
 /// One picture to draw.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -34,6 +34,18 @@ pub struct ImageSpec {
     pub clip_skip: Option<usize>,
     /// What to start from.
     pub source: SourceSpec,
+    /// LoRAs, applied in this order.
+    #[serde(default)]
+    pub loras: Vec<LoraSpec>,
+    /// ControlNets; their effects add up.
+    #[serde(default)]
+    pub controls: Vec<ControlSpec>,
+    /// Faces drawn once more, larger.
+    #[serde(default)]
+    pub detail: Option<DetailSpec>,
+    /// What becomes of the background.
+    #[serde(default)]
+    pub background: Background,
     /// How the file is written.
     pub format: ImageFormat,
     /// Whether the file carries these settings.
@@ -117,6 +129,17 @@ impl ImageFormat {
 }
 
 impl ImageSpec {
+    /// The kept pictures that it needs.
+    pub fn blobs(&self) -> impl Iterator<Item = &BlobId> {
+        let (image, mask) = match &self.source {
+            SourceSpec::Empty => (None, None),
+            SourceSpec::Image { image, inpaint } => {
+                (Some(image), inpaint.as_ref().and_then(|inpaint| inpaint.mask.as_ref()))
+            }
+        };
+        image.into_iter().chain(mask).chain(self.controls.iter().map(|control| &control.image))
+    }
+
     /// Steps that will be counted for this picture before the sampler has said otherwise.
     pub fn expected_steps(&self) -> usize {
         self.steps

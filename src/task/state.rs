@@ -24,6 +24,12 @@ pub enum TaskKind {
     Prototypes,
     /// A character in many expressions.
     Expressions,
+    /// A character from head to foot.
+    FullBody,
+    /// A character in other clothes.
+    OutfitChange,
+    /// A character cut out of its background.
+    Stickers,
     /// A scene.
     Scene,
 }
@@ -35,6 +41,9 @@ impl TaskKind {
             Self::Images => "img",
             Self::Prototypes => "proto",
             Self::Expressions => "expr",
+            Self::FullBody => "fullbody",
+            Self::OutfitChange => "outfit",
+            Self::Stickers => "sticker",
             Self::Scene => "scene",
         }
     }
@@ -45,12 +54,23 @@ impl TaskKind {
             Self::Images => "images",
             Self::Prototypes => "prototypes",
             Self::Expressions => "expressions",
+            Self::FullBody => "full_body",
+            Self::OutfitChange => "outfit_change",
+            Self::Stickers => "stickers",
             Self::Scene => "scene",
         }
     }
 
     /// All kinds.
-    pub const ALL: [Self; 4] = [Self::Images, Self::Prototypes, Self::Expressions, Self::Scene];
+    pub const ALL: [Self; 7] = [
+        Self::Images,
+        Self::Prototypes,
+        Self::Expressions,
+        Self::FullBody,
+        Self::OutfitChange,
+        Self::Stickers,
+        Self::Scene,
+    ];
 }
 
 /// How soon, least first.

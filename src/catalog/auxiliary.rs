@@ -1,0 +1,120 @@
+//! What works beside a model: LoRAs, ControlNets, and the networks that find faces, depth and backgrounds. They lie
+//! in the models folder where ComfyUI and its common extensions keep them; some are built in.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use darkroom_models::weights::{WeightFile, WeightsError};
+
+use super::{Catalog, DEPTH, look};
+use crate::embedded;
+
+/// What sort of network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum AuxiliaryKind {
+    /// Low-rank changes to a model's weights.
+    Lora,
+    /// A network that steers a model by a picture.
+    ControlNet,
+    /// A network that estimates depth.
+    Depth,
+    /// A network that finds faces or hands.
+    Detector,
+    /// A network that cuts the subject out of its background.
+    Matting,
+}
+
+impl AuxiliaryKind {
+    /// What people call one.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Lora => "LoRA",
+            Self::ControlNet => "ControlNet",
+            Self::Depth => "depth network",
+            Self::Detector => "detector",
+            Self::Matting => "background remover",
+        }
+    }
+
+    /// Folders below the models folder that hold such files.
+    pub fn folders(self) -> &'static [&'static str] {
+        match self {
+            Self::Lora => &["loras"],
+            Self::ControlNet => &["controlnet"],
+            Self::Depth => &["depthanything", "depth"],
+            Self::Detector => &["ultralytics/bbox", "ultralytics"],
+            Self::Matting => &["RMBG", "background_removal"],
+        }
+    }
+}
+
+/// A file of one of these kinds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuxiliaryEntry {
+    /// What requests call it: the file's name without its extension, with its folders.
+    pub id: String,
+    /// What sort.
+    pub kind: AuxiliaryKind,
+    /// Bytes of the file.
+    pub bytes: u64,
+    location: Location,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Location {
+    Embedded(&'static [u8]),
+    Path(PathBuf),
+}
+
+impl AuxiliaryEntry {
+    /// The file's name, for metadata.
+    pub fn file_name(&self) -> String {
+        format!("{}.safetensors", self.id)
+    }
+
+    /// Opens it; reads the header only.
+    pub fn open(&self) -> Result<Arc<WeightFile>, WeightsError> {
+        let file = match &self.location {
+            Location::Embedded(bytes) => WeightFile::from_static(&self.file_name(), bytes),
+            Location::Path(path) => WeightFile::open(path),
+        };
+        file.map(Arc::new)
+    }
+}
+
+impl Catalog {
+    /// All of a kind, built-in ones first, then by name.
+    pub fn auxiliaries(&self, kind: AuxiliaryKind) -> Vec<AuxiliaryEntry> {
+        let mut entries: Vec<AuxiliaryEntry> = embedded::auxiliaries(kind)
+            .iter()
+            .map(|(id, bytes)| AuxiliaryEntry {
+                id: (*id).to_owned(),
+                kind,
+                bytes: bytes.len() as u64,
+                location: Location::Embedded(bytes),
+            })
+            .collect();
+        let mut found: Vec<(String, PathBuf)> = Vec::new();
+        if let Some(folder) = &self.folder {
+            for name in kind.folders() {
+                look(&folder.join(name), "", DEPTH, &mut found);
+            }
+        }
+        found.sort();
+        found.dedup_by(|a, b| a.0 == b.0);
+        for (id, path) in found {
+            if !path.is_file() || entries.iter().any(|entry| entry.id == id) {
+                continue;
+            }
+            let bytes = std::fs::metadata(&path).map_or(0, |metadata| metadata.len());
+            entries.push(AuxiliaryEntry { id, kind, bytes, location: Location::Path(path) });
+        }
+        entries
+    }
+
+    /// The one that requests call `id`; an extension does not matter.
+    pub fn find_auxiliary(&self, kind: AuxiliaryKind, id: &str) -> Option<AuxiliaryEntry> {
+        let plain = id.strip_suffix(".safetensors").unwrap_or(id);
+        self.auxiliaries(kind).into_iter().find(|entry| entry.id == plain)
+    }
+}
