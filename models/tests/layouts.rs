@@ -10,6 +10,7 @@
 mod support;
 
 use candle_core::{DType, Device};
+use darkroom_models::adapter::Adapters;
 use darkroom_models::checkpoint::{Checkpoint, Layout, ModelKind};
 use darkroom_models::clip::{ClipTextEncoder, HiddenLayer};
 use darkroom_models::unet::{UNet2DConditionModel, UNetInput};
@@ -36,6 +37,7 @@ fn unet_equals_diffusers(checkpoint: &Checkpoint, model: &str) {
         context_lengths: None,
         pooled: pooled.as_ref(),
         size_ids: size_ids.as_ref(),
+        adapters: &Adapters::NONE,
     };
     let output = unet.forward(&input).unwrap();
     assert_close(&checkpoint.origin, &output, &cases.get("batch.output"), REFERENCE_TOLERANCE);

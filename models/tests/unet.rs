@@ -10,6 +10,7 @@
 mod support;
 
 use candle_core::{DType, Device, Tensor};
+use darkroom_models::adapter::Adapters;
 use darkroom_models::unet::{UNet2DConditionModel, UNetConfig, UNetInput};
 use support::{BATCH_TOLERANCE, Cases, REFERENCE_TOLERANCE, assert_close, folder, relative_error};
 
@@ -51,6 +52,7 @@ impl Case {
             context_lengths: self.context_lengths.as_deref(),
             pooled: self.pooled.as_ref(),
             size_ids: self.size_ids.as_ref(),
+            adapters: &Adapters::NONE,
         }
     }
 

@@ -5,6 +5,7 @@
 //! does not depend on which others were there.
 
 use candle_core::{Device, Tensor};
+use darkroom_models::adapter::Adapters;
 use darkroom_models::unet::{UNet2DConditionModel, UNetInput};
 
 use crate::PipelineError;
@@ -97,6 +98,7 @@ impl Denoiser<'_> {
             context_lengths: context_lengths.as_deref(),
             pooled: pooled.as_ref(),
             size_ids: size_ids.as_ref(),
+            adapters: &Adapters::NONE,
         })?)
     }
 }

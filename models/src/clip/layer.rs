@@ -4,6 +4,7 @@ use candle_core::Tensor;
 use darkroom_kernels::{Activation, AttentionMask, attention};
 
 use super::{ClipTextConfig, HiddenAct};
+use crate::adapter::Adapters;
 use crate::layers::{LayerNorm, Linear, TwoLayerMlp};
 use crate::weights::{Weights, WeightsError};
 
@@ -46,12 +47,16 @@ impl EncoderLayer {
     }
 
     /// `[b, n, width]`, the same shape out.
-    pub(super) fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        let h = self.norm1.forward(x)?;
-        let (q, k, v) = (self.query.forward(&h)?, self.key.forward(&h)?, self.value.forward(&h)?);
+    pub(super) fn forward(&self, x: &Tensor, adapters: &Adapters) -> candle_core::Result<Tensor> {
+        let h = self.norm1.forward(x, adapters)?;
+        let (q, k, v) = (
+            self.query.forward(&h, adapters)?,
+            self.key.forward(&h, adapters)?,
+            self.value.forward(&h, adapters)?,
+        );
         let h = attention(&q, &k, &v, self.heads, &AttentionMask::Causal)?;
-        let x = (x + self.out.forward(&h)?)?;
-        let h = self.feed_forward.forward(&self.norm2.forward(&x)?)?;
+        let x = (x + self.out.forward(&h, adapters)?)?;
+        let h = self.feed_forward.forward(&self.norm2.forward(&x, adapters)?, adapters)?;
         x + h
     }
 }

@@ -4,6 +4,7 @@ use candle_core::{DType, Device, Tensor, bail};
 
 use super::ClipTextConfig;
 use super::layer::EncoderLayer;
+use crate::adapter::Adapters;
 use crate::layers::{LayerNorm, Linear};
 use crate::weights::{Weights, WeightsError};
 
@@ -80,6 +81,16 @@ impl ClipTextEncoder {
     /// The pooled vector is the final layer norm of the last layer at the row's first end token, times the text
     /// projection, whichever `layer` is asked for; a row without an end token is an error then.
     pub fn encode(&self, tokens: &[Vec<u32>], layer: HiddenLayer) -> candle_core::Result<ClipEncoding> {
+        self.encode_with(tokens, layer, &Adapters::NONE)
+    }
+
+    /// The same, with changes to some rows' layers.
+    pub fn encode_with(
+        &self,
+        tokens: &[Vec<u32>],
+        layer: HiddenLayer,
+        adapters: &Adapters,
+    ) -> candle_core::Result<ClipEncoding> {
         let length = self.checked_length(tokens)?;
         let (wanted, normed) = self.resolve(layer)?;
         let total = self.layers.len();
@@ -88,16 +99,18 @@ impl ClipTextEncoder {
         let mut x = self.embed(tokens, length)?;
         let mut hidden = x.clone();
         for (i, layer) in self.layers[..last].iter().enumerate() {
-            x = layer.forward(&x)?;
+            x = layer.forward(&x, adapters)?;
             if i + 1 == wanted {
                 hidden = x.clone();
             }
         }
         if normed {
-            hidden = self.final_norm.forward(&hidden)?;
+            hidden = self.final_norm.forward(&hidden, adapters)?;
         }
         let pooled = match &self.projection {
-            Some(projection) => Some(self.pool(tokens, &self.final_norm.forward(&x)?, projection)?),
+            Some(projection) => {
+                Some(self.pool(tokens, &self.final_norm.forward(&x, adapters)?, projection, adapters)?)
+            }
             None => None,
         };
         Ok(ClipEncoding { hidden, pooled })
@@ -147,6 +160,7 @@ impl ClipTextEncoder {
         tokens: &[Vec<u32>],
         finished: &Tensor,
         projection: &Linear,
+        adapters: &Adapters,
     ) -> candle_core::Result<Tensor> {
         let end = self.config.eos_token_id;
         let mut rows = Vec::with_capacity(tokens.len());
@@ -156,6 +170,6 @@ impl ClipTextEncoder {
             };
             rows.push(finished.get(i)?.narrow(0, position, 1)?);
         }
-        projection.forward(&Tensor::cat(&rows, 0)?)
+        projection.forward(&Tensor::cat(&rows, 0)?, adapters)
     }
 }

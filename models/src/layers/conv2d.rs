@@ -1,14 +1,18 @@
 //! A convolution layer with its weight in the stored type, channels-last from the moment it is read.
 
+use std::sync::Arc;
+
 use candle_core::Tensor;
 use darkroom_kernels::{Conv2dGeometry, Padding, Precision, conv2d_at};
 
 use super::linear::load_bias;
+use crate::adapter::Adapters;
 use crate::weights::{Weights, WeightsError};
 
 /// A square convolution with bias over `[b, h, w, inputs]`.
 #[derive(Debug, Clone)]
 pub(crate) struct Conv2d {
+    name: Arc<str>,
     weight: Tensor,
     bias: Tensor,
     geometry: Conv2dGeometry,
@@ -37,11 +41,29 @@ impl Conv2d {
         geometry: Conv2dGeometry,
     ) -> Result<Self, WeightsError> {
         let weight = weights.take_conv("weight", [outputs, inputs, kernel, kernel])?;
-        Ok(Self { weight, bias: load_bias(weights, outputs)?, geometry, precision: weights.precision() })
+        Ok(Self {
+            name: weights.layer(),
+            weight,
+            bias: load_bias(weights, outputs)?,
+            geometry,
+            precision: weights.precision(),
+        })
     }
 
     /// `[b, h, w, inputs] -> [b, h', w', outputs]`.
-    pub(crate) fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        conv2d_at(x, &self.weight, Some(&self.bias), self.geometry, self.precision)
+    pub(crate) fn forward(&self, x: &Tensor, adapters: &Adapters) -> candle_core::Result<Tensor> {
+        let (geometry, precision) = (self.geometry, self.precision);
+        let y = conv2d_at(x, &self.weight, Some(&self.bias), geometry, precision)?;
+        adapters.apply(
+            &self.name,
+            x,
+            y,
+            precision,
+            |x, weight, bias| {
+                let (weight, bias) = (weight.unwrap_or(&self.weight), bias.unwrap_or(&self.bias));
+                conv2d_at(x, weight, Some(bias), geometry, precision)
+            },
+            |x, down| conv2d_at(x, down, None, geometry, precision),
+        )
     }
 }

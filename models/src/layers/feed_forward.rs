@@ -4,6 +4,7 @@ use candle_core::{Result, Tensor};
 use darkroom_kernels::{Activation, activate};
 
 use super::Linear;
+use crate::adapter::Adapters;
 
 /// `second(activation(first(x)))`.
 #[derive(Debug, Clone)]
@@ -15,9 +16,9 @@ pub(crate) struct TwoLayerMlp {
 
 impl TwoLayerMlp {
     /// `[.., inputs] -> [.., outputs]`.
-    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let h = self.first.forward(x)?;
+    pub(crate) fn forward(&self, x: &Tensor, adapters: &Adapters) -> Result<Tensor> {
+        let h = self.first.forward(x, adapters)?;
         let h = activate(&h, self.activation)?;
-        self.second.forward(&h)
+        self.second.forward(&h, adapters)
     }
 }

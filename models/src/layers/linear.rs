@@ -1,13 +1,17 @@
 //! A linear layer with its weight in the stored type.
 
+use std::sync::Arc;
+
 use candle_core::{DType, Tensor};
 use darkroom_kernels::{Precision, linear_at};
 
+use crate::adapter::Adapters;
 use crate::weights::{Weights, WeightsError};
 
 /// `x · weightᵀ + bias`.
 #[derive(Debug, Clone)]
 pub(crate) struct Linear {
+    name: Arc<str>,
     weight: Tensor,
     bias: Option<Tensor>,
     precision: Precision,
@@ -28,7 +32,7 @@ impl Linear {
         outputs: usize,
     ) -> Result<Self, WeightsError> {
         let weight = weights.take("weight", &[outputs, inputs])?;
-        Ok(Self { weight, bias: None, precision: weights.precision() })
+        Ok(Self { name: weights.layer(), weight, bias: None, precision: weights.precision() })
     }
 
     /// Takes a 1×1 convolution, `weight: [outputs, inputs, 1, 1]` and `bias: [outputs]`: on channels-last
@@ -40,12 +44,26 @@ impl Linear {
     ) -> Result<Self, WeightsError> {
         let weight = weights.take("weight", &[outputs, inputs, 1, 1])?.reshape((outputs, inputs))?;
         let bias = Some(load_bias(weights, outputs)?);
-        Ok(Self { weight, bias, precision: weights.precision() })
+        Ok(Self { name: weights.layer(), weight, bias, precision: weights.precision() })
     }
 
     /// `[.., inputs] -> [.., outputs]`.
-    pub(crate) fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        linear_at(x, &self.weight, self.bias.as_ref(), self.precision)
+    pub(crate) fn forward(&self, x: &Tensor, adapters: &Adapters) -> candle_core::Result<Tensor> {
+        let y = linear_at(x, &self.weight, self.bias.as_ref(), self.precision)?;
+        adapters.apply(
+            &self.name,
+            x,
+            y,
+            self.precision,
+            |x, weight, bias| {
+                let (out, inputs) = self.weight.dims2()?;
+                // A 1×1 convolution's weight may come in its own shape.
+                let weight = weight.map(|weight| weight.reshape((out, inputs))).transpose()?;
+                let weight = weight.as_ref().unwrap_or(&self.weight);
+                linear_at(x, weight, bias.or(self.bias.as_ref()), self.precision)
+            },
+            |x, down| linear_at(x, &down.flatten_from(1)?, None, self.precision),
+        )
     }
 }
 

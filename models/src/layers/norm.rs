@@ -1,13 +1,17 @@
 //! Group and layer normalisation with their scales and shifts.
 
-use candle_core::{DType, Tensor};
-use darkroom_kernels::{Activation, group_norm, layer_norm};
+use std::sync::Arc;
 
+use candle_core::{DType, Tensor, bail};
+use darkroom_kernels::{Activation, Precision, group_norm, layer_norm};
+
+use crate::adapter::Adapters;
 use crate::weights::{Weights, WeightsError};
 
 /// Group normalisation with an activation fused behind it.
 #[derive(Debug, Clone)]
 pub(crate) struct GroupNorm {
+    name: Arc<str>,
     weight: Tensor,
     bias: Tensor,
     groups: usize,
@@ -25,18 +29,23 @@ impl GroupNorm {
         activation: Activation,
     ) -> Result<Self, WeightsError> {
         let (weight, bias) = scale_and_shift(weights, channels)?;
-        Ok(Self { weight, bias, groups, eps, activation })
+        Ok(Self { name: weights.layer(), weight, bias, groups, eps, activation })
     }
 
     /// `[b, .., channels]`, the same shape out.
-    pub(crate) fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        group_norm(x, self.groups, &self.weight, &self.bias, self.eps, self.activation)
+    pub(crate) fn forward(&self, x: &Tensor, adapters: &Adapters) -> candle_core::Result<Tensor> {
+        let norm = |x: &Tensor, weight: Option<&Tensor>, bias: Option<&Tensor>| {
+            let (weight, bias) = (weight.unwrap_or(&self.weight), bias.unwrap_or(&self.bias));
+            group_norm(x, self.groups, weight, bias, self.eps, self.activation)
+        };
+        adapters.apply(&self.name, x, norm(x, None, None)?, Precision::Full, norm, no_low_rank)
     }
 }
 
 /// Layer normalisation.
 #[derive(Debug, Clone)]
 pub(crate) struct LayerNorm {
+    name: Arc<str>,
     weight: Tensor,
     bias: Tensor,
     eps: f64,
@@ -46,13 +55,20 @@ impl LayerNorm {
     /// Takes `weight: [channels]` and `bias: [channels]`.
     pub(crate) fn load(weights: &Weights, channels: usize, eps: f64) -> Result<Self, WeightsError> {
         let (weight, bias) = scale_and_shift(weights, channels)?;
-        Ok(Self { weight, bias, eps })
+        Ok(Self { name: weights.layer(), weight, bias, eps })
     }
 
     /// `[.., channels]`, the same shape out.
-    pub(crate) fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        layer_norm(x, &self.weight, &self.bias, self.eps)
+    pub(crate) fn forward(&self, x: &Tensor, adapters: &Adapters) -> candle_core::Result<Tensor> {
+        let norm = |x: &Tensor, weight: Option<&Tensor>, bias: Option<&Tensor>| {
+            layer_norm(x, weight.unwrap_or(&self.weight), bias.unwrap_or(&self.bias), self.eps)
+        };
+        adapters.apply(&self.name, x, norm(x, None, None)?, Precision::Full, norm, no_low_rank)
     }
+}
+
+fn no_low_rank(_: &Tensor, _: &Tensor) -> candle_core::Result<Tensor> {
+    bail!("a norm's scale has no low-rank change")
 }
 
 fn scale_and_shift(weights: &Weights, channels: usize) -> Result<(Tensor, Tensor), WeightsError> {

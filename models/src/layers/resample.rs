@@ -4,6 +4,7 @@ use candle_core::{Tensor, bail};
 use darkroom_kernels::{Conv2dGeometry, Padding, upsample_nearest_2x};
 
 use super::Conv2d;
+use crate::adapter::Adapters;
 use crate::weights::{Weights, WeightsError};
 
 /// A 3×3 convolution with stride 2.
@@ -22,8 +23,8 @@ impl Downsampler {
     }
 
     /// `[b, h, w, c] -> [b, h/2, w/2, c]`.
-    pub(crate) fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        self.conv.forward(x)
+    pub(crate) fn forward(&self, x: &Tensor, adapters: &Adapters) -> candle_core::Result<Tensor> {
+        self.conv.forward(x, adapters)
     }
 }
 
@@ -40,21 +41,27 @@ impl Upsampler {
     }
 
     /// `[b, h, w, c] -> [b, 2h, 2w, c]`.
-    pub(crate) fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        self.conv.forward(&upsample_nearest_2x(x)?)
+    pub(crate) fn forward(&self, x: &Tensor, adapters: &Adapters) -> candle_core::Result<Tensor> {
+        self.conv.forward(&upsample_nearest_2x(x)?, adapters)
     }
 
     /// `[b, h, w, c] -> [b, height, width, c]`, where `height` is `2h` or `2h - 1`: the size that the matching
     /// downsampler saw. Interpolating to `2h - 1` gives the doubled picture without its last row.
-    pub(crate) fn forward_to(&self, x: &Tensor, height: usize, width: usize) -> candle_core::Result<Tensor> {
+    pub(crate) fn forward_to(
+        &self,
+        x: &Tensor,
+        height: usize,
+        width: usize,
+        adapters: &Adapters,
+    ) -> candle_core::Result<Tensor> {
         let (_, h, w, _) = x.dims4()?;
         if (height, width) == (2 * h, 2 * w) {
-            return self.forward(x);
+            return self.forward(x, adapters);
         }
         if height.div_ceil(2) != h || width.div_ceil(2) != w {
             bail!("cannot upsample {h}×{w} to {height}×{width}");
         }
         let doubled = upsample_nearest_2x(x)?;
-        self.conv.forward(&doubled.narrow(1, 0, height)?.narrow(2, 0, width)?.contiguous()?)
+        self.conv.forward(&doubled.narrow(1, 0, height)?.narrow(2, 0, width)?.contiguous()?, adapters)
     }
 }

@@ -5,6 +5,7 @@ use candle_core::Tensor;
 use darkroom_kernels::{Activation, Precision};
 
 use super::{Conv2d, GroupNorm, Linear};
+use crate::adapter::Adapters;
 use crate::weights::{Weights, WeightsError};
 
 /// `shortcut(x) + conv2(silu(norm2(conv1(silu(norm1(x))) + time)))`.
@@ -50,19 +51,24 @@ impl ResnetBlock {
 
     /// `x: [b, h, w, inputs]`, `time: [b, width]` with SiLU already applied. Returns `[b, h, w, outputs]`.
     /// Takes `x` by value so that its memory is free as soon as the shortcut has been computed.
-    pub(crate) fn forward(&self, x: Tensor, time: Option<&Tensor>) -> candle_core::Result<Tensor> {
-        let mut h = self.conv1.forward(&self.norm1.forward(&x)?)?;
+    pub(crate) fn forward(
+        &self,
+        x: Tensor,
+        time: Option<&Tensor>,
+        adapters: &Adapters,
+    ) -> candle_core::Result<Tensor> {
+        let mut h = self.conv1.forward(&self.norm1.forward(&x, adapters)?, adapters)?;
         if let (Some(layer), Some(time)) = (&self.time, time) {
-            let shift = layer.forward(time)?;
+            let shift = layer.forward(time, adapters)?;
             let (b, c) = shift.dims2()?;
             h = h.broadcast_add(&shift.reshape((b, 1, 1, c))?)?;
         }
         // Assigned, not shadowed: what `h` held is free before the next tensor is made.
-        h = self.norm2.forward(&h)?;
-        h = self.conv2.forward(&h)?;
+        h = self.norm2.forward(&h, adapters)?;
+        h = self.conv2.forward(&h, adapters)?;
         match &self.shortcut {
             Some(shortcut) => {
-                let residual = shortcut.forward(&x)?;
+                let residual = shortcut.forward(&x, adapters)?;
                 drop(x);
                 residual + h
             }

@@ -18,7 +18,7 @@ struct Stage {
 
 impl Stage {
     fn forward(&self, x: Tensor, condition: &Condition) -> candle_core::Result<Tensor> {
-        let x = self.resnet.forward(x, Some(&condition.time))?;
+        let x = self.resnet.forward(x, Some(&condition.time), &condition.adapters)?;
         match &self.attention {
             Some(attention) => attention.forward(&x, condition),
             None => Ok(x),
@@ -96,7 +96,7 @@ impl DownBlock {
             skips.push(x.clone());
         }
         if let Some(downsampler) = &self.downsampler {
-            x = downsampler.forward(&x)?;
+            x = downsampler.forward(&x, &condition.adapters)?;
             skips.push(x.clone());
         }
         Ok(x)
@@ -121,7 +121,7 @@ impl MidBlock {
     /// `[b, h, w, c]`, the same shape out.
     pub(super) fn forward(&self, x: Tensor, condition: &Condition) -> candle_core::Result<Tensor> {
         let x = self.first.forward(x, condition)?;
-        self.second.forward(x, Some(&condition.time))
+        self.second.forward(x, Some(&condition.time), &condition.adapters)
     }
 }
 
@@ -170,7 +170,7 @@ impl UpBlock {
         match (&self.upsampler, skips.last()) {
             (Some(upsampler), Some(next)) => {
                 let (_, height, width, _) = next.dims4()?;
-                upsampler.forward_to(&x, height, width)
+                upsampler.forward_to(&x, height, width, &condition.adapters)
             }
             (Some(_), None) => bail!("UNet: the features lack a skip"),
             (None, _) => Ok(x),

@@ -4,6 +4,7 @@ use candle_core::{D, DType, Device, Tensor, bail};
 use darkroom_kernels::{Activation, AttentionMask, Precision, activate};
 
 use super::{AdditionConfig, SIZE_IDS, UNetConfig};
+use crate::adapter::Adapters;
 use crate::layers::{Linear, TwoLayerMlp};
 use crate::weights::{Weights, WeightsError};
 
@@ -24,6 +25,8 @@ pub struct UNetInput<'a> {
     /// `[b, 6]`, `f32`: original height and width, crop top and left, target height and width, for networks
     /// with [`AdditionConfig`].
     pub size_ids: Option<&'a Tensor>,
+    /// Which rows have which changes to the network's layers.
+    pub adapters: &'a Adapters,
 }
 
 /// What the blocks see of an input's conditioning.
@@ -35,6 +38,8 @@ pub(crate) struct Condition {
     pub(crate) context: Tensor,
     /// Which context tokens a row sees.
     pub(crate) mask: AttentionMask,
+    /// Which rows have which changes to layers.
+    pub(crate) adapters: Adapters,
 }
 
 /// The embeddings of noise level, pooled prompt and sizes.
@@ -96,7 +101,8 @@ impl ConditionEmbedding {
                 self.context_width
             );
         }
-        let mut time = self.time.forward(&self.timestep.embed(input.timesteps)?.to_dtype(dtype)?)?;
+        let mut time =
+            self.time.forward(&self.timestep.embed(input.timesteps)?.to_dtype(dtype)?, input.adapters)?;
         if let Some(addition) = &self.addition {
             time = (time + addition.forward(input, batch)?)?;
         }
@@ -104,6 +110,7 @@ impl ConditionEmbedding {
             time: activate(&time, Activation::Silu)?,
             context: input.context.to_dtype(dtype)?.contiguous()?,
             mask: context_mask(input.context_lengths, batch, tokens)?,
+            adapters: input.adapters.clone(),
         })
     }
 }
@@ -118,7 +125,7 @@ impl Addition {
         let sizes = self.size.embed(&sizes.flatten_all()?)?.reshape((batch, ()))?;
         let dtype = input.latent.dtype();
         let both = Tensor::cat(&[&pooled.to_dtype(dtype)?, &sizes.to_dtype(dtype)?], D::Minus1)?;
-        self.mlp.forward(&both)
+        self.mlp.forward(&both, input.adapters)
     }
 }
 

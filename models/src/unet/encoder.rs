@@ -5,6 +5,7 @@ use candle_core::{Tensor, bail};
 use super::UNetConfig;
 use super::blocks::{DownBlock, MidBlock};
 use super::condition::Condition;
+use crate::adapter::Adapters;
 use crate::layers::Conv2d;
 use crate::weights::{Weights, WeightsError};
 
@@ -62,8 +63,8 @@ impl UNetEncoder {
     }
 
     /// `[b, h, w, in_channels] -> [b, h, w, c]`: the first convolution alone.
-    pub(crate) fn stem(&self, latent: &Tensor) -> candle_core::Result<Tensor> {
-        self.stem.forward(latent)
+    pub(crate) fn stem(&self, latent: &Tensor, adapters: &Adapters) -> candle_core::Result<Tensor> {
+        self.stem.forward(latent, adapters)
     }
 
     /// From the stem's output to all features.

@@ -72,7 +72,7 @@ impl UNet2DConditionModel {
             );
         }
         let condition = self.embedding.forward(input)?;
-        let stem = self.encoder.stem(&channels_last(input.latent)?)?;
+        let stem = self.encoder.stem(&channels_last(input.latent)?, input.adapters)?;
         let mut features = self.encoder.forward(stem, &condition)?;
         adjust(&mut features)?;
         self.decode(features, &condition)
@@ -83,7 +83,7 @@ impl UNet2DConditionModel {
         for block in &self.up {
             x = block.forward(x, condition, &mut skips)?;
         }
-        let x = self.norm_out.forward(&x)?;
-        channels_first(&self.conv_out.forward(&x)?)
+        let x = self.norm_out.forward(&x, &condition.adapters)?;
+        channels_first(&self.conv_out.forward(&x, &condition.adapters)?)
     }
 }

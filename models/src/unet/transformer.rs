@@ -5,6 +5,7 @@ use darkroom_kernels::{Activation, AttentionMask, attention, geglu};
 
 use super::UNetConfig;
 use super::condition::Condition;
+use crate::adapter::Adapters;
 use crate::layers::{GroupNorm, LayerNorm, Linear};
 use crate::weights::{Weights, WeightsError};
 
@@ -62,11 +63,13 @@ impl SpatialTransformer {
     /// `[b, h, w, c]`, the same shape out.
     pub(crate) fn forward(&self, x: &Tensor, condition: &Condition) -> candle_core::Result<Tensor> {
         let (b, h, w, c) = x.dims4()?;
-        let mut tokens = self.proj_in.forward(&self.norm.forward(x)?.reshape((b, h * w, c))?)?;
+        let adapters = &condition.adapters;
+        let normed = self.norm.forward(x, adapters)?;
+        let mut tokens = self.proj_in.forward(&normed.reshape((b, h * w, c))?, adapters)?;
         for block in &self.blocks {
             tokens = block.forward(tokens, condition)?;
         }
-        self.proj_out.forward(&tokens)?.reshape((b, h, w, c))? + x
+        self.proj_out.forward(&tokens, adapters)?.reshape((b, h, w, c))? + x
     }
 }
 
@@ -99,12 +102,13 @@ impl TransformerBlock {
 
     /// `[b, n, c]`, the same shape out.
     fn forward(&self, x: Tensor, condition: &Condition) -> candle_core::Result<Tensor> {
-        let h = self.norm1.forward(&x)?;
-        let x = (self.self_attention.forward(&h, &h, &AttentionMask::None)? + x)?;
-        let h = self.norm2.forward(&x)?;
-        let x = (self.cross_attention.forward(&h, &condition.context, &condition.mask)? + x)?;
-        let gated = geglu(&self.widen.forward(&self.norm3.forward(&x)?)?)?;
-        self.narrow.forward(&gated)? + x
+        let adapters = &condition.adapters;
+        let h = self.norm1.forward(&x, adapters)?;
+        let x = (self.self_attention.forward(&h, &h, &AttentionMask::None, adapters)? + x)?;
+        let h = self.norm2.forward(&x, adapters)?;
+        let x = (self.cross_attention.forward(&h, &condition.context, &condition.mask, adapters)? + x)?;
+        let gated = geglu(&self.widen.forward(&self.norm3.forward(&x, adapters)?, adapters)?)?;
+        self.narrow.forward(&gated, adapters)? + x
     }
 }
 
@@ -130,10 +134,16 @@ impl Attention {
         })
     }
 
-    fn forward(&self, x: &Tensor, context: &Tensor, mask: &AttentionMask) -> candle_core::Result<Tensor> {
-        let query = self.query.forward(x)?;
-        let (key, value) = (self.key.forward(context)?, self.value.forward(context)?);
+    fn forward(
+        &self,
+        x: &Tensor,
+        context: &Tensor,
+        mask: &AttentionMask,
+        adapters: &Adapters,
+    ) -> candle_core::Result<Tensor> {
+        let query = self.query.forward(x, adapters)?;
+        let (key, value) = (self.key.forward(context, adapters)?, self.value.forward(context, adapters)?);
         let seen = attention(&query, &key, &value, self.heads, mask)?;
-        self.out.forward(&seen)
+        self.out.forward(&seen, adapters)
     }
 }

@@ -4,6 +4,7 @@ use candle_core::Tensor;
 use darkroom_kernels::{Activation, AttentionMask, Padding, attention};
 
 use super::VaeConfig;
+use crate::adapter::Adapters;
 use crate::layers::{Conv2d, Downsampler, GroupNorm, Linear, ResnetBlock, Upsampler};
 use crate::weights::{Weights, WeightsError};
 
@@ -51,9 +52,9 @@ impl MidBlock {
     }
 
     fn forward(&self, x: Tensor) -> candle_core::Result<Tensor> {
-        let x = self.first.forward(x, None)?;
+        let x = self.first.forward(x, None, &Adapters::NONE)?;
         let x = self.attention.forward(x)?;
-        self.second.forward(x, None)
+        self.second.forward(x, None, &Adapters::NONE)
     }
 }
 
@@ -84,12 +85,13 @@ impl MidAttention {
     fn forward(&self, x: Tensor) -> candle_core::Result<Tensor> {
         let (b, h, w, c) = x.dims4()?;
         let mut seen = {
-            let tokens = self.norm.forward(&x)?.reshape((b, h * w, c))?;
-            let query = self.query.forward(&tokens)?;
-            let (key, value) = (self.key.forward(&tokens)?, self.value.forward(&tokens)?);
+            let tokens = self.norm.forward(&x, &Adapters::NONE)?.reshape((b, h * w, c))?;
+            let query = self.query.forward(&tokens, &Adapters::NONE)?;
+            let (key, value) =
+                (self.key.forward(&tokens, &Adapters::NONE)?, self.value.forward(&tokens, &Adapters::NONE)?);
             attention(&query, &key, &value, 1, &AttentionMask::None)?
         };
-        seen = self.out.forward(&seen)?;
+        seen = self.out.forward(&seen, &Adapters::NONE)?;
         seen.reshape((b, h, w, c))? + x
     }
 }
@@ -116,8 +118,8 @@ impl Output {
     }
 
     fn forward(&self, mut x: Tensor) -> candle_core::Result<Tensor> {
-        x = self.norm.forward(&x)?;
-        self.conv.forward(&x)
+        x = self.norm.forward(&x, &Adapters::NONE)?;
+        self.conv.forward(&x, &Adapters::NONE)
     }
 }
 
@@ -154,13 +156,13 @@ impl Encoder {
 
     /// `[b, h, w, in_channels] -> [b, h/8, w/8, 2 · latent_channels]`.
     pub(super) fn forward(&self, mut x: Tensor) -> candle_core::Result<Tensor> {
-        x = self.stem.forward(&x)?;
+        x = self.stem.forward(&x, &Adapters::NONE)?;
         for (resnets, downsampler) in &self.down {
             for resnet in resnets {
-                x = resnet.forward(x, None)?;
+                x = resnet.forward(x, None, &Adapters::NONE)?;
             }
             if let Some(downsampler) = downsampler {
-                x = downsampler.forward(&x)?;
+                x = downsampler.forward(&x, &Adapters::NONE)?;
             }
         }
         self.output.forward(self.middle.forward(x)?)
@@ -199,14 +201,14 @@ impl Decoder {
 
     /// `[b, h, w, latent_channels] -> [b, 8h, 8w, out_channels]`.
     pub(super) fn forward(&self, mut x: Tensor) -> candle_core::Result<Tensor> {
-        x = self.stem.forward(&x)?;
+        x = self.stem.forward(&x, &Adapters::NONE)?;
         x = self.middle.forward(x)?;
         for (resnets, upsampler) in &self.up {
             for resnet in resnets {
-                x = resnet.forward(x, None)?;
+                x = resnet.forward(x, None, &Adapters::NONE)?;
             }
             if let Some(upsampler) = upsampler {
-                x = upsampler.forward(&x)?;
+                x = upsampler.forward(&x, &Adapters::NONE)?;
             }
         }
         self.output.forward(x)

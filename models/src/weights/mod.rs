@@ -7,11 +7,13 @@ mod copy;
 mod file;
 mod foreign;
 mod header;
+mod kept;
 pub mod sparse;
 mod view;
 
 pub use file::WeightFile;
 pub use header::{Header, MAX_HEADER_BYTES, MAX_RANK, MAX_TENSORS, Storage, StoredType, TensorInfo};
+pub use kept::{Kept, KeptOrder, KeptTensor};
 pub use view::{Stored, Transform, Weights};
 
 /// What is wrong with a weight file or with what it holds.

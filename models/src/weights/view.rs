@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::ops::Range;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{Device, Tensor};
 use darkroom_kernels::Precision;
 
 use super::copy::Order;
+use super::kept::{Kept, KeptOrder, KeptTensor};
 use super::{TensorInfo, WeightFile, WeightsError};
 
 /// What to do with a stored tensor to get the canonical one.
@@ -68,10 +69,39 @@ impl Stored {
     }
 }
 
+/// A tensor that nothing took yet.
+#[derive(Clone)]
+enum Source {
+    Stored(Stored),
+    Kept(KeptTensor),
+}
+
+impl Source {
+    fn shape(&self) -> Option<Vec<usize>> {
+        match self {
+            Self::Stored(stored) => stored.shape(),
+            Self::Kept(kept) => Some(kept.shape()),
+        }
+    }
+
+    fn bytes(&self) -> Option<u64> {
+        match self {
+            Self::Stored(stored) => {
+                let elements: usize = stored.shape()?.iter().product();
+                let bits = stored.file.info(&stored.name).ok()?.dtype.bits() as u64;
+                Some((elements as u64).saturating_mul(bits) / 8)
+            }
+            Self::Kept(kept) => Some(kept.bytes()),
+        }
+    }
+}
+
 struct Shared {
     origin: String,
     device: Device,
-    left: Mutex<BTreeMap<String, Stored>>,
+    left: Mutex<BTreeMap<String, Source>>,
+    /// What was taken, where it is wanted.
+    kept: Mutex<Option<BTreeMap<String, KeptTensor>>>,
 }
 
 /// A scope of canonical names (`down_blocks.0.resnets.1`), as networks walk them.
@@ -96,8 +126,36 @@ impl Weights {
     /// A view of `tensors` (canonical name → where it is), for a network on `device`. `origin` is the file or
     /// folder that errors speak of.
     pub fn new(origin: &str, tensors: BTreeMap<String, Stored>, device: &Device) -> Self {
-        let shared = Shared { origin: origin.to_owned(), device: device.clone(), left: Mutex::new(tensors) };
-        Self { shared: Arc::new(shared), prefix: String::new(), precision: Precision::Full }
+        let left = tensors.into_iter().map(|(name, stored)| (name, Source::Stored(stored))).collect();
+        Self::over(origin.to_owned(), left, device.clone(), Precision::Full)
+    }
+
+    fn over(origin: String, left: BTreeMap<String, Source>, device: Device, precision: Precision) -> Self {
+        let shared = Shared { origin, device, left: Mutex::new(left), kept: Mutex::default() };
+        Self { shared: Arc::new(shared), prefix: String::new(), precision }
+    }
+
+    /// What a network took, to be taken once more.
+    pub(super) fn from_kept(kept: Kept) -> Self {
+        let Kept { origin, device, precision, tensors } = kept;
+        let left = tensors.into_iter().map(|(name, kept)| (name, Source::Kept(kept))).collect();
+        Self::over(origin, left, device, precision)
+    }
+
+    /// From now on a handle on every tensor that is taken is kept too.
+    pub fn keep(&self) {
+        *self.shared.kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(BTreeMap::new());
+    }
+
+    /// What was taken since [`Self::keep`].
+    pub fn kept(&self) -> Kept {
+        let tensors = self.shared.kept.lock().unwrap_or_else(PoisonError::into_inner).take();
+        Kept {
+            origin: self.shared.origin.clone(),
+            device: self.shared.device.clone(),
+            precision: self.precision,
+            tensors: tensors.unwrap_or_default(),
+        }
     }
 
     /// All tensors of one file under their own names.
@@ -155,14 +213,7 @@ impl Weights {
     pub fn bytes(&self) -> u64 {
         let left = self.lock();
         let tensors = left.iter().filter(|(name, _)| self.within(name).is_some());
-        let bytes = |stored: &Stored| {
-            let elements: usize = stored.shape()?.iter().product();
-            Some(
-                (elements as u64).saturating_mul(stored.file.info(&stored.name).ok()?.dtype.bits() as u64)
-                    / 8,
-            )
-        };
-        tensors.filter_map(|(_, stored)| bytes(stored)).sum()
+        tensors.filter_map(|(_, source)| source.bytes()).sum()
     }
 
     /// `name` without this scope's prefix, if it is in this scope.
@@ -173,15 +224,41 @@ impl Weights {
         name.strip_prefix(&self.prefix)?.strip_prefix('.')
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Stored>> {
-        self.shared.left.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Source>> {
+        self.shared.left.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn claim(&self, name: &str) -> Result<Stored, WeightsError> {
+    fn claim(&self, name: &str) -> Result<Source, WeightsError> {
         let full = self.full(name);
         self.lock()
             .remove(&full)
             .ok_or_else(|| WeightsError::Missing { file: self.shared.origin.clone(), name: full })
+    }
+
+    /// A kept tensor, which must have the shape and the order that the network asks for.
+    fn claim_kept(
+        &self,
+        name: &str,
+        kept: KeptTensor,
+        order: KeptOrder,
+        shape: &[usize],
+    ) -> Result<Tensor, WeightsError> {
+        if kept.order != order || kept.shape() != shape {
+            return Err(WeightsError::Shape {
+                file: self.shared.origin.clone(),
+                name: self.full(name),
+                found: kept.shape(),
+                expected: shape.to_vec(),
+            });
+        }
+        self.note(name, &kept.tensor, order);
+        Ok(kept.tensor)
+    }
+
+    fn note(&self, name: &str, tensor: &Tensor, order: KeptOrder) {
+        if let Some(kept) = self.shared.kept.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+            kept.insert(self.full(name), KeptTensor { tensor: tensor.clone(), order });
+        }
     }
 
     /// Takes the tensor `name`, which must have shape `shape`; in its stored type.
@@ -190,12 +267,17 @@ impl Weights {
     /// When it is missing, has another shape (found before anything is copied) or type, or holds NaN or
     /// infinity.
     pub fn take(&self, name: &str, shape: &[usize]) -> Result<Tensor, WeightsError> {
-        let stored = self.claim(name)?;
+        let stored = match self.claim(name)? {
+            Source::Stored(stored) => stored,
+            Source::Kept(kept) => return self.claim_kept(name, kept, KeptOrder::Canonical, shape),
+        };
         let info = stored.file.info(&stored.name)?;
         if stored.shape().as_deref() != Some(shape) {
             return Err(mismatch(&stored, info, shape));
         }
-        stored.read(info, shape, &self.shared.device)
+        let tensor = stored.read(info, shape, &self.shared.device)?;
+        self.note(name, &tensor, KeptOrder::Canonical);
+        Ok(tensor)
     }
 
     /// Takes the convolution weight `name` of shape `[out, in, height, width]` and gives it channels-last,
@@ -204,7 +286,10 @@ impl Weights {
     /// # Errors
     /// As [`Weights::take`].
     pub fn take_conv(&self, name: &str, shape: [usize; 4]) -> Result<Tensor, WeightsError> {
-        let stored = self.claim(name)?;
+        let stored = match self.claim(name)? {
+            Source::Stored(stored) => stored,
+            Source::Kept(kept) => return self.claim_kept(name, kept, KeptOrder::ChannelsLast, &shape),
+        };
         let info = stored.file.info(&stored.name)?;
         if stored.transform != Transform::None || info.shape != shape {
             return Err(mismatch(&stored, info, &shape));
@@ -212,7 +297,9 @@ impl Weights {
         let [out, inputs, height, width] = shape;
         let order = Order::ChannelsLast { inputs, taps: height * width };
         let target = [out, height, width, inputs];
-        stored.file.read(&stored.name, info, None, order, &target, &self.shared.device)
+        let tensor = stored.file.read(&stored.name, info, None, order, &target, &self.shared.device)?;
+        self.note(name, &tensor, KeptOrder::ChannelsLast);
+        Ok(tensor)
     }
 
     /// Fails when tensors are left in this scope that nothing took.
@@ -221,10 +308,13 @@ impl Weights {
         let mut unused = left.iter().filter(|(name, _)| self.within(name).is_some());
         match unused.next() {
             None => Ok(()),
-            Some((_, first)) => Err(WeightsError::Unexpected {
+            Some((name, first)) => Err(WeightsError::Unexpected {
                 file: self.shared.origin.clone(),
                 count: 1 + unused.count(),
-                first: first.name.clone(),
+                first: match first {
+                    Source::Stored(stored) => stored.name.clone(),
+                    Source::Kept(_) => name.clone(),
+                },
             }),
         }
     }
@@ -232,6 +322,11 @@ impl Weights {
     /// Where this view's tensors go.
     pub fn device(&self) -> &Device {
         &self.shared.device
+    }
+
+    /// The layer whose tensors are in this scope: what adapters call it.
+    pub(crate) fn layer(&self) -> Arc<str> {
+        self.prefix.as_str().into()
     }
 
     /// The file or folder that errors speak of.

@@ -1,0 +1,132 @@
+//! Changes to single layers of a network that apply to some rows of a batch only: how pictures with different LoRAs
+//! are drawn by one network call. The base's product is computed once for all rows; low-rank changes are added to the
+//! rows that want them (S-LoRA, Sheng et al. 2023), other changes replace the layer for those rows.
+//!
+//! Between [`crate::lora`], which makes adapters, and the layers, which apply them.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use candle_core::{Tensor, bail};
+use darkroom_kernels::{Precision, add_to_rows, linear_at};
+
+/// What changes in one layer.
+#[derive(Debug, Clone)]
+pub enum LayerAdapter {
+    /// `y + up · (down · x)`.
+    LowRank {
+        /// `[rank, in]`, of a convolution `[rank, height, width, in]`; `f32`.
+        down: Tensor,
+        /// `[out, rank]`, strengths and scales included; `f32`.
+        up: Tensor,
+    },
+    /// The layer with other weights; what is `None` stays.
+    Replaced {
+        /// In the order and type of the layer's own.
+        weight: Option<Tensor>,
+        /// `[out]`, `f32`.
+        bias: Option<Tensor>,
+    },
+}
+
+impl LayerAdapter {
+    fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        let (first, second) = match self {
+            Self::LowRank { down, up } => (Some(down), Some(up)),
+            Self::Replaced { weight, bias } => (weight.as_ref(), bias.as_ref()),
+        };
+        first.into_iter().chain(second)
+    }
+}
+
+/// What changes in one network: layers by canonical name (`down_blocks.1.attentions.0.proj_in`).
+#[derive(Debug, Clone, Default)]
+pub struct NetworkAdapter {
+    layers: HashMap<String, LayerAdapter>,
+}
+
+impl NetworkAdapter {
+    /// Of these layers.
+    pub fn new(layers: HashMap<String, LayerAdapter>) -> Self {
+        Self { layers }
+    }
+
+    /// The change to one layer.
+    pub fn get(&self, layer: &str) -> Option<&LayerAdapter> {
+        self.layers.get(layer)
+    }
+
+    /// How many layers change.
+    pub fn len(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// Whether nothing changes.
+    pub fn is_empty(&self) -> bool {
+        self.layers.is_empty()
+    }
+
+    /// Bytes of its tensors.
+    pub fn bytes(&self) -> u64 {
+        let tensors = self.layers.values().flat_map(LayerAdapter::tensors);
+        tensors.map(|tensor| (tensor.elem_count() * tensor.dtype().size_in_bytes()) as u64).sum()
+    }
+}
+
+/// Which rows of a batch have which adapter.
+#[derive(Debug, Clone, Default)]
+pub struct Adapters {
+    groups: Vec<(Range<usize>, Arc<NetworkAdapter>)>,
+}
+
+impl Adapters {
+    /// No row has one.
+    pub const NONE: Self = Self { groups: Vec::new() };
+
+    /// Groups of rows that do not overlap, each with its adapter.
+    pub fn new(groups: Vec<(Range<usize>, Arc<NetworkAdapter>)>) -> Self {
+        let changes =
+            |(rows, adapter): &(Range<usize>, Arc<NetworkAdapter>)| !rows.is_empty() && !adapter.is_empty();
+        Self { groups: groups.into_iter().filter(changes).collect() }
+    }
+
+    /// One adapter for all of `rows` rows.
+    pub fn all(adapter: Arc<NetworkAdapter>, rows: usize) -> Self {
+        Self::new(vec![(0..rows, adapter)])
+    }
+
+    /// The rows that change in one layer, and how.
+    fn at<'a>(&'a self, layer: &'a str) -> impl Iterator<Item = (&'a Range<usize>, &'a LayerAdapter)> {
+        self.groups.iter().filter_map(move |(rows, adapter)| Some((rows, adapter.get(layer)?)))
+    }
+
+    /// Changes `y`, which `layer` made of `x`, in the rows that want it. `apply(x, weight, bias)` is what the layer
+    /// does; `None` stands for its own weight or bias. Both tensors have a batch's rows as first dimension.
+    pub(crate) fn apply(
+        &self,
+        layer: &str,
+        x: &Tensor,
+        y: Tensor,
+        precision: Precision,
+        apply: impl Fn(&Tensor, Option<&Tensor>, Option<&Tensor>) -> candle_core::Result<Tensor>,
+        low: impl Fn(&Tensor, &Tensor) -> candle_core::Result<Tensor>,
+    ) -> candle_core::Result<Tensor> {
+        for (rows, change) in self.at(layer) {
+            if rows.end > x.dim(0)? {
+                bail!("adapter for rows {rows:?} of a batch of {}", x.dim(0)?);
+            }
+            let part = x.narrow(0, rows.start, rows.len())?;
+            match change {
+                LayerAdapter::LowRank { down, up } => {
+                    let change = linear_at(&low(&part, down)?, up, None, precision)?;
+                    add_to_rows(&y, rows.start, &change)?;
+                }
+                LayerAdapter::Replaced { weight, bias } => {
+                    y.slice_set(&apply(&part, weight.as_ref(), bias.as_ref())?.contiguous()?, 0, rows.start)?;
+                }
+            }
+        }
+        Ok(y)
+    }
+}

@@ -1,0 +1,85 @@
+//! What a network took from its weights: shared handles to its tensors under canonical names, from which a variant
+//! of it can be built that differs in some tensors and shares all others.
+
+use std::collections::{BTreeMap, HashMap};
+
+use candle_core::{Device, Tensor};
+use darkroom_kernels::Precision;
+
+use super::Weights;
+
+/// The order of a kept tensor's elements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeptOrder {
+    /// As the canonical tensor's.
+    Canonical,
+    /// A convolution's weight, channels last: `[out, height, width, in]`.
+    ChannelsLast,
+}
+
+/// A tensor as its network holds it: the very bytes of the file, in the order that the network wants.
+#[derive(Debug, Clone)]
+pub struct KeptTensor {
+    /// In its stored type.
+    pub tensor: Tensor,
+    /// The order of its elements.
+    pub order: KeptOrder,
+}
+
+impl KeptTensor {
+    /// The canonical tensor's shape: a convolution's is `[out, in, height, width]`.
+    pub fn shape(&self) -> Vec<usize> {
+        match (self.order, self.tensor.dims()) {
+            (KeptOrder::ChannelsLast, [out, height, width, inputs]) => vec![*out, *inputs, *height, *width],
+            (_, dims) => dims.to_vec(),
+        }
+    }
+
+    /// Bytes of its elements.
+    pub fn bytes(&self) -> u64 {
+        (self.tensor.elem_count() * self.tensor.dtype().size_in_bytes()) as u64
+    }
+}
+
+/// All tensors that a network took.
+#[derive(Debug, Clone)]
+pub struct Kept {
+    pub(super) origin: String,
+    pub(super) device: Device,
+    pub(super) precision: Precision,
+    pub(super) tensors: BTreeMap<String, KeptTensor>,
+}
+
+impl Kept {
+    /// The tensor `name` (`down_blocks.0.resnets.0.conv1.weight`).
+    pub fn get(&self, name: &str) -> Option<&KeptTensor> {
+        self.tensors.get(name)
+    }
+
+    /// Every tensor with its name, in the names' order.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &KeptTensor)> {
+        self.tensors.iter().map(|(name, kept)| (name.as_str(), kept))
+    }
+
+    /// Where the tensors are.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The file or folder that they came from.
+    pub fn origin(&self) -> &str {
+        &self.origin
+    }
+
+    /// Weights for the same network with `replaced` (canonical name → tensor in the kept one's order) in place of
+    /// its own; the rest is shared.
+    pub fn with_replaced(&self, replaced: HashMap<String, Tensor>) -> Weights {
+        let mut tensors = self.tensors.clone();
+        for (name, tensor) in replaced {
+            if let Some(kept) = tensors.get_mut(&name) {
+                kept.tensor = tensor;
+            }
+        }
+        Weights::from_kept(Self { tensors, ..self.clone() })
+    }
+}
