@@ -37,7 +37,7 @@ fn unet_equals_diffusers(checkpoint: &Checkpoint, model: &str) {
         context_lengths: None,
         pooled: pooled.as_ref(),
         size_ids: size_ids.as_ref(),
-        adapters: &Adapters::NONE,
+        adapters: Adapters::none(),
     };
     let output = unet.forward(&input).unwrap();
     assert_close(&checkpoint.origin, &output, &cases.get("batch.output"), REFERENCE_TOLERANCE);

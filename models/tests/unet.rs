@@ -52,7 +52,7 @@ impl Case {
             context_lengths: self.context_lengths.as_deref(),
             pooled: self.pooled.as_ref(),
             size_ids: self.size_ids.as_ref(),
-            adapters: &Adapters::NONE,
+            adapters: Adapters::none(),
         }
     }
 

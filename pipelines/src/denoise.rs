@@ -98,7 +98,7 @@ impl Denoiser<'_> {
             context_lengths: context_lengths.as_deref(),
             pooled: pooled.as_ref(),
             size_ids: size_ids.as_ref(),
-            adapters: &Adapters::NONE,
+            adapters: Adapters::none(),
         })?)
     }
 }

@@ -82,7 +82,10 @@ pub struct Adapters {
 
 impl Adapters {
     /// No row has one.
-    pub const NONE: Self = Self { groups: Vec::new() };
+    pub fn none() -> &'static Self {
+        static NONE: Adapters = Adapters { groups: Vec::new() };
+        &NONE
+    }
 
     /// Groups of rows that do not overlap, each with its adapter.
     pub fn new(groups: Vec<(Range<usize>, Arc<NetworkAdapter>)>) -> Self {

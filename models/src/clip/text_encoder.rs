@@ -81,7 +81,7 @@ impl ClipTextEncoder {
     /// The pooled vector is the final layer norm of the last layer at the row's first end token, times the text
     /// projection, whichever `layer` is asked for; a row without an end token is an error then.
     pub fn encode(&self, tokens: &[Vec<u32>], layer: HiddenLayer) -> candle_core::Result<ClipEncoding> {
-        self.encode_with(tokens, layer, &Adapters::NONE)
+        self.encode_with(tokens, layer, Adapters::none())
     }
 
     /// The same, with changes to some rows' layers.

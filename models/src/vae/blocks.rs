@@ -52,9 +52,9 @@ impl MidBlock {
     }
 
     fn forward(&self, x: Tensor) -> candle_core::Result<Tensor> {
-        let x = self.first.forward(x, None, &Adapters::NONE)?;
+        let x = self.first.forward(x, None, Adapters::none())?;
         let x = self.attention.forward(x)?;
-        self.second.forward(x, None, &Adapters::NONE)
+        self.second.forward(x, None, Adapters::none())
     }
 }
 
@@ -85,13 +85,15 @@ impl MidAttention {
     fn forward(&self, x: Tensor) -> candle_core::Result<Tensor> {
         let (b, h, w, c) = x.dims4()?;
         let mut seen = {
-            let tokens = self.norm.forward(&x, &Adapters::NONE)?.reshape((b, h * w, c))?;
-            let query = self.query.forward(&tokens, &Adapters::NONE)?;
-            let (key, value) =
-                (self.key.forward(&tokens, &Adapters::NONE)?, self.value.forward(&tokens, &Adapters::NONE)?);
+            let tokens = self.norm.forward(&x, Adapters::none())?.reshape((b, h * w, c))?;
+            let query = self.query.forward(&tokens, Adapters::none())?;
+            let (key, value) = (
+                self.key.forward(&tokens, Adapters::none())?,
+                self.value.forward(&tokens, Adapters::none())?,
+            );
             attention(&query, &key, &value, 1, &AttentionMask::None)?
         };
-        seen = self.out.forward(&seen, &Adapters::NONE)?;
+        seen = self.out.forward(&seen, Adapters::none())?;
         seen.reshape((b, h, w, c))? + x
     }
 }
@@ -118,8 +120,8 @@ impl Output {
     }
 
     fn forward(&self, mut x: Tensor) -> candle_core::Result<Tensor> {
-        x = self.norm.forward(&x, &Adapters::NONE)?;
-        self.conv.forward(&x, &Adapters::NONE)
+        x = self.norm.forward(&x, Adapters::none())?;
+        self.conv.forward(&x, Adapters::none())
     }
 }
 
@@ -156,13 +158,13 @@ impl Encoder {
 
     /// `[b, h, w, in_channels] -> [b, h/8, w/8, 2 · latent_channels]`.
     pub(super) fn forward(&self, mut x: Tensor) -> candle_core::Result<Tensor> {
-        x = self.stem.forward(&x, &Adapters::NONE)?;
+        x = self.stem.forward(&x, Adapters::none())?;
         for (resnets, downsampler) in &self.down {
             for resnet in resnets {
-                x = resnet.forward(x, None, &Adapters::NONE)?;
+                x = resnet.forward(x, None, Adapters::none())?;
             }
             if let Some(downsampler) = downsampler {
-                x = downsampler.forward(&x, &Adapters::NONE)?;
+                x = downsampler.forward(&x, Adapters::none())?;
             }
         }
         self.output.forward(self.middle.forward(x)?)
@@ -201,14 +203,14 @@ impl Decoder {
 
     /// `[b, h, w, latent_channels] -> [b, 8h, 8w, out_channels]`.
     pub(super) fn forward(&self, mut x: Tensor) -> candle_core::Result<Tensor> {
-        x = self.stem.forward(&x, &Adapters::NONE)?;
+        x = self.stem.forward(&x, Adapters::none())?;
         x = self.middle.forward(x)?;
         for (resnets, upsampler) in &self.up {
             for resnet in resnets {
-                x = resnet.forward(x, None, &Adapters::NONE)?;
+                x = resnet.forward(x, None, Adapters::none())?;
             }
             if let Some(upsampler) = upsampler {
-                x = upsampler.forward(&x, &Adapters::NONE)?;
+                x = upsampler.forward(&x, Adapters::none())?;
             }
         }
         self.output.forward(x)

@@ -42,14 +42,14 @@ impl AutoencoderKl {
     pub fn decode(&self, latent: &Tensor) -> candle_core::Result<Tensor> {
         self.check("latent", latent, self.config.latent_channels, 1)?;
         let x = channels_last(&latent.to_dtype(DType::F32)?)?;
-        channels_first(&self.decoder.forward(self.post_quant.forward(&x, &Adapters::NONE)?)?)
+        channels_first(&self.decoder.forward(self.post_quant.forward(&x, Adapters::none())?)?)
     }
 
     /// The mean of the latent's distribution: `[b, 3, h, w]`, -1 to 1, to `[b, 4, h/8, w/8]`, rounded down.
     pub fn encode(&self, image: &Tensor) -> candle_core::Result<Tensor> {
         self.check("image", image, self.config.in_channels, self.config.downscale())?;
         let x = channels_last(&image.to_dtype(DType::F32)?)?;
-        let moments = self.quant.forward(&self.encoder.forward(x)?, &Adapters::NONE)?;
+        let moments = self.quant.forward(&self.encoder.forward(x)?, Adapters::none())?;
         channels_first(&moments.narrow(3, 0, self.config.latent_channels)?)
     }
 
