@@ -3,7 +3,10 @@
 //! Sits between [`crate::prompt`] (text to weighted tokens) and the denoising step, which wants a context of
 //! any number of tokens and a pooled vector for each prompt.
 
+use std::sync::Arc;
+
 use candle_core::{D, DType, Tensor};
+use darkroom_models::adapter::{Adapters, NetworkAdapter};
 use darkroom_models::clip::{ClipTextEncoder, HiddenLayer};
 
 use crate::PipelineError;
@@ -33,13 +36,18 @@ pub(crate) fn encode_prompts(
     encoder: &ClipTextEncoder,
     prompts: &[TokenChunks],
     layer: HiddenLayer,
+    adapter: Option<&Arc<NetworkAdapter>>,
 ) -> Result<Vec<EncodedPrompt>, PipelineError> {
     let mut rows: Vec<Vec<u32>> =
         prompts.iter().flat_map(|p| p.chunks.iter().map(|chunk| chunk.ids.to_vec())).collect();
     rows.extend(prompts.iter().find(|p| p.is_weighted()).map(|p| p.empty.to_vec()));
     let (mut hidden, mut pooled) = (Vec::new(), Vec::new());
     for rows in rows.chunks(ROWS_A_CALL) {
-        let encoded = encoder.encode(rows, layer)?;
+        let adapters = match adapter {
+            Some(adapter) => Adapters::all(Arc::clone(adapter), rows.len()),
+            None => Adapters::none().clone(),
+        };
+        let encoded = encoder.encode_with(rows, layer, &adapters)?;
         hidden.push(encoded.hidden);
         pooled.extend(encoded.pooled);
     }

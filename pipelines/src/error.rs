@@ -60,6 +60,12 @@ pub enum PipelineError {
         /// Which of the samples, from 0.
         index: usize,
     },
+    /// A LoRA does not fit the model.
+    #[error(transparent)]
+    Lora(#[from] darkroom_models::lora::LoraError),
+    /// A ControlNet does not fit the model.
+    #[error(transparent)]
+    ControlNet(#[from] darkroom_models::controlnet::ControlNetError),
     /// A tensor operation failed.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),

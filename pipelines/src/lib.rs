@@ -4,8 +4,10 @@
 //! no file formats are known: requests and pictures go in, pictures come out.
 
 mod conditioning;
+mod control;
 mod denoise;
 mod error;
+mod lora;
 pub mod noise;
 pub mod pack;
 mod picture;
@@ -18,10 +20,12 @@ pub mod sampler;
 pub mod schedule;
 
 pub use conditioning::Conditioning;
+pub use control::Control;
 pub use denoise::Denoiser;
 pub use error::PipelineError;
+pub use lora::{LoraSet, StackedLora};
 pub use picture::{Mask, Picture};
-pub use pipeline::{Pipeline, PromptText, RequestPrompts, SourceLatent, StepReport};
+pub use pipeline::{Pipeline, PromptText, RequestPrompts, SourceLatent, StepReport, WantedPrompt};
 pub use preview::LatentPreview;
 pub use request::{ImageRequest, InpaintMode, Limits, PIXELS_PER_CELL, Source};
 pub use sample::{Guidance, Sample};

@@ -3,6 +3,7 @@
 //! The stages are separate calls so that a scheduler can batch each over many requests; [`Pipeline::denoise`]
 //! is the simplest such scheduler, enough for one caller with a list of requests.
 
+mod loras;
 mod memory;
 
 use std::collections::HashMap;
@@ -11,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor};
 use darkroom_models::Precision;
+use darkroom_models::adapter::NetworkAdapter;
 use darkroom_models::checkpoint::{Checkpoint, Component, ModelKind, PredictionType};
 use darkroom_models::clip::{ClipTextConfig, ClipTextEncoder, HiddenLayer};
 use darkroom_models::tokenizer::ClipTokenizer;
@@ -19,7 +21,9 @@ use darkroom_models::vae::AutoencoderKl;
 
 use crate::PipelineError;
 use crate::conditioning::{self, Conditioning};
+use crate::control::ActiveControl;
 use crate::denoise::Denoiser;
+use crate::lora::LoraSet;
 use crate::noise::initial_noise;
 use crate::picture::{Mask, Picture};
 use crate::prompt::{self, CLIP_G_PAD, CLIP_L_PAD};
@@ -27,8 +31,10 @@ use crate::request::{ImageRequest, InpaintMode, Limits, PIXELS_PER_CELL, Source}
 use crate::sample::{Guidance, Repaint, Sample};
 use crate::sampler::{self, SamplerKind};
 use crate::schedule::{self, ModelSampling, Prediction};
+use loras::KeptWeights;
 
-/// A text-to-image model, resident and ready.
+/// A text-to-image model, resident and ready. Cloning one shares its weights.
+#[derive(Clone)]
 pub struct Pipeline {
     kind: ModelKind,
     device: Device,
@@ -36,10 +42,15 @@ pub struct Pipeline {
     clip_l: ClipTextEncoder,
     clip_g: Option<ClipTextEncoder>,
     unet: UNet2DConditionModel,
+    /// What the networks took from the file, for LoRAs.
+    kept: Arc<KeptWeights>,
+    /// The LoRAs that are in the UNet's weights.
+    merged: Option<Arc<LoraSet>>,
     vae: AutoencoderKl,
     latent_scale: f64,
     sampling: ModelSampling,
     limits: Limits,
+    precision: Precision,
     activation_budget: usize,
     weight_bytes: u64,
 }
@@ -49,8 +60,21 @@ pub struct Pipeline {
 pub struct PromptText {
     /// Which hidden state counts.
     layer: HiddenLayer,
+    /// The set of LoRAs that the text encoders read it with, by its name.
+    loras: Option<Arc<str>>,
     /// ComfyUI's prompt syntax.
     text: String,
+}
+
+/// A prompt to encode.
+#[derive(Debug, Clone, Copy)]
+pub struct WantedPrompt<'a> {
+    /// The name of its field, for errors.
+    pub field: &'static str,
+    /// The prompt.
+    pub prompt: &'a PromptText,
+    /// The LoRAs of its request.
+    pub loras: Option<&'a Arc<LoraSet>>,
 }
 
 /// The prompts of one request.
@@ -115,19 +139,23 @@ impl Pipeline {
         };
         let weight_bytes = memory::weight_bytes(checkpoint);
         let text_encoder = |part: &Component<ClipTextConfig>| -> Result<_, PipelineError> {
+            part.weights.keep();
             let encoder = ClipTextEncoder::load(&part.config, &part.weights)?;
             part.weights.finish()?;
-            Ok(encoder)
+            Ok((encoder, part.weights.kept()))
         };
-        let clip_l = text_encoder(&checkpoint.clip_l)?;
-        let clip_g = checkpoint.clip_g.as_ref().map(text_encoder).transpose()?;
+        let (clip_l, kept_clip_l) = text_encoder(&checkpoint.clip_l)?;
+        let (clip_g, kept_clip_g) = checkpoint.clip_g.as_ref().map(text_encoder).transpose()?.unzip();
         let part = &checkpoint.vae;
         let vae = AutoencoderKl::load(&part.config, &part.weights.at_precision(precision))?;
         part.weights.finish()?;
         let latent_scale = part.config.scaling_factor;
         let part = &checkpoint.unet;
-        let unet = UNet2DConditionModel::load(&part.config, &part.weights.at_precision(precision))?;
-        part.weights.finish()?;
+        let weights = part.weights.at_precision(precision);
+        weights.keep();
+        let unet = UNet2DConditionModel::load(&part.config, &weights)?;
+        weights.finish()?;
+        let kept = KeptWeights { unet: weights.kept(), clip_l: kept_clip_l, clip_g: kept_clip_g };
         Ok(Self {
             kind: checkpoint.kind,
             device: device.clone(),
@@ -135,10 +163,13 @@ impl Pipeline {
             clip_l,
             clip_g,
             unet,
+            kept: Arc::new(kept),
+            merged: None,
             vae,
             latent_scale,
             sampling: ModelSampling::scaled_linear(prediction),
             limits: Limits::default(),
+            precision,
             activation_budget: DEFAULT_ACTIVATION_BUDGET,
             weight_bytes,
         })
@@ -192,7 +223,13 @@ impl Pipeline {
         request.validate(&self.limits)?;
         let (width, height) = request.source.size();
         let size_ids = self.clip_g.is_some().then(|| conditioning::size_ids(width, height));
-        let guidance = Guidance { positive, negative, scale: request.cfg, size_ids };
+        let controls = request
+            .controls
+            .iter()
+            .map(|control| ActiveControl { control: control.clone(), sigmas: control.sigmas(&self.sampling) })
+            .collect();
+        let loras = request.loras.clone();
+        let guidance = Guidance { positive, negative, scale: request.cfg, size_ids, loras, controls };
         let SourceLatent { latent, mask } = source.clone();
         let sigmas = schedule::sigmas(
             request.scheduler,
@@ -237,7 +274,8 @@ impl Pipeline {
     pub fn prompts(&self, request: &ImageRequest) -> RequestPrompts {
         let layer = self.hidden_layer(request.clip_skip);
         let guided = request.cfg != 1.0 || request.sampler.needs_uncond();
-        let prompt = |text: &str| PromptText { layer, text: text.to_owned() };
+        let loras = request.loras.as_ref().filter(|set| set.changes_text()).map(|set| set.name().clone());
+        let prompt = |text: &str| PromptText { layer, loras: loras.clone(), text: text.to_owned() };
         RequestPrompts {
             positive: prompt(&request.prompt),
             negative: guided.then(|| prompt(&request.negative_prompt)),
@@ -250,15 +288,17 @@ impl Pipeline {
         requests: &[ImageRequest],
     ) -> Result<Vec<(Conditioning, Option<Conditioning>)>, PipelineError> {
         let wanted: Vec<RequestPrompts> = requests.iter().map(|request| self.prompts(request)).collect();
-        let mut distinct: Vec<(&'static str, &PromptText)> = Vec::new();
-        for (field, prompt) in wanted.iter().flat_map(RequestPrompts::fields) {
-            if !distinct.iter().any(|(_, known)| *known == prompt) {
-                distinct.push((field, prompt));
+        let mut distinct: Vec<WantedPrompt<'_>> = Vec::new();
+        for (request, prompts) in requests.iter().zip(&wanted) {
+            for (field, prompt) in prompts.fields() {
+                if !distinct.iter().any(|known| known.prompt == prompt) {
+                    distinct.push(WantedPrompt { field, prompt, loras: request.loras.as_ref() });
+                }
             }
         }
         let encoded = self.encode_prompts(&distinct)?;
         let encoded: HashMap<&PromptText, Conditioning> =
-            distinct.iter().map(|(_, prompt)| *prompt).zip(encoded).collect();
+            distinct.iter().map(|wanted| wanted.prompt).zip(encoded).collect();
         let find = |prompt: &PromptText| encoded.get(prompt).cloned();
         Ok(wanted
             .iter()
@@ -266,24 +306,33 @@ impl Pipeline {
             .collect())
     }
 
-    /// Encodes prompts together, in their order; each comes with the name of its field, for errors.
-    pub fn encode_prompts(
-        &self,
-        prompts: &[(&'static str, &PromptText)],
-    ) -> Result<Vec<Conditioning>, PipelineError> {
-        let mut layers: Vec<HiddenLayer> = Vec::new();
-        for (_, prompt) in prompts {
-            if !layers.contains(&prompt.layer) {
-                layers.push(prompt.layer);
+    /// Encodes prompts together, in their order: those of one hidden layer and one set of LoRAs in one call.
+    pub fn encode_prompts(&self, prompts: &[WantedPrompt<'_>]) -> Result<Vec<Conditioning>, PipelineError> {
+        let way = |wanted: &WantedPrompt<'_>| (wanted.prompt.layer, wanted.prompt.loras.clone());
+        let mut ways: Vec<(HiddenLayer, Option<Arc<str>>)> = Vec::new();
+        for wanted in prompts {
+            if !ways.contains(&way(wanted)) {
+                ways.push(way(wanted));
             }
         }
         let mut encoded: Vec<(usize, Conditioning)> = Vec::with_capacity(prompts.len());
-        for layer in layers {
-            let of_layer = || prompts.iter().enumerate().filter(|(_, (_, prompt))| prompt.layer == layer);
-            let texts: Vec<_> =
-                of_layer().map(|(_, (field, prompt))| (*field, prompt.text.as_str())).collect();
-            let indices = of_layer().map(|(index, _)| index);
-            encoded.extend(indices.zip(self.encode_texts(&texts, layer)?));
+        for (layer, name) in ways {
+            let alike = || {
+                prompts.iter().enumerate().filter(|(_, w)| w.prompt.layer == layer && w.prompt.loras == name)
+            };
+            let loras = match &name {
+                None => None,
+                Some(name) => {
+                    let named = alike().find_map(|(_, w)| w.loras.filter(|set| set.name() == name));
+                    Some(named.ok_or_else(|| PipelineError::Request {
+                        field: "loras",
+                        message: "were not given with the prompt".into(),
+                    })?)
+                }
+            };
+            let texts: Vec<_> = alike().map(|(_, w)| (w.field, w.prompt.text.as_str())).collect();
+            let indices = alike().map(|(index, _)| index);
+            encoded.extend(indices.zip(self.encode_texts(&texts, layer, loras)?));
         }
         encoded.sort_unstable_by_key(|(index, _)| *index);
         Ok(encoded.into_iter().map(|(_, conditioning)| conditioning).collect())
@@ -293,6 +342,7 @@ impl Pipeline {
         &self,
         texts: &[(&'static str, &str)],
         layer: HiddenLayer,
+        loras: Option<&Arc<LoraSet>>,
     ) -> Result<Vec<Conditioning>, PipelineError> {
         let parsed = texts
             .iter()
@@ -303,7 +353,7 @@ impl Pipeline {
                 Ok((*field, segments))
             })
             .collect::<Result<Vec<_>, PipelineError>>()?;
-        let run = |encoder: &ClipTextEncoder, pad: u32| {
+        let run = |encoder: &ClipTextEncoder, pad: u32, adapter: Option<&Arc<NetworkAdapter>>| {
             let chunks = parsed
                 .iter()
                 .map(|(field, segments)| {
@@ -314,13 +364,13 @@ impl Pipeline {
             for warning in chunks.iter().flat_map(|chunks| &chunks.warnings) {
                 tracing::warn!("{warning}");
             }
-            conditioning::encode_prompts(encoder, &chunks, layer)
+            conditioning::encode_prompts(encoder, &chunks, layer, adapter)
         };
-        let l = run(&self.clip_l, CLIP_L_PAD)?;
+        let l = run(&self.clip_l, CLIP_L_PAD, loras.map(|set| &set.clip_l))?;
         match &self.clip_g {
             None => Ok(l.into_iter().map(|l| Conditioning { context: l.hidden, pooled: None }).collect()),
             Some(clip_g) => {
-                let g = run(clip_g, CLIP_G_PAD)?;
+                let g = run(clip_g, CLIP_G_PAD, loras.map(|set| &set.clip_g))?;
                 Ok(l.iter().zip(&g).map(|(l, g)| conditioning::join(l, g)).collect::<Result<_, _>>()?)
             }
         }
@@ -338,7 +388,8 @@ impl Pipeline {
     /// Advances every unfinished sample of `batch` by one network evaluation, in one call. All must have the same
     /// latent shape. When the network call fails, no sample has moved.
     pub fn step(&self, batch: &mut [&mut Sample]) -> Result<(), PipelineError> {
-        Denoiser { unet: &self.unet, sampling: &self.sampling, device: &self.device }.step(batch)
+        let (unet, sampling, merged) = (&self.unet, &self.sampling, self.merged.as_deref());
+        Denoiser { unet, sampling, device: &self.device, merged }.step(batch)
     }
 
     /// Runs `samples` to the end, at most `max_batch` a network call; a finished sample's place goes to the

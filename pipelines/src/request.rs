@@ -4,6 +4,8 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use crate::PipelineError;
+use crate::control::Control;
+use crate::lora::LoraSet;
 use crate::noise::BatchPosition;
 use crate::picture::{Mask, Picture};
 use crate::prompt::PromptLimits;
@@ -39,6 +41,10 @@ pub struct ImageRequest {
     pub clip_skip: Option<usize>,
     /// What to start from.
     pub source: Source,
+    /// LoRAs to draw with; all of a pipeline's own making.
+    pub loras: Option<Arc<LoraSet>>,
+    /// ControlNets; their effects add up.
+    pub controls: Vec<Control>,
 }
 
 /// What a picture starts from.
@@ -122,6 +128,7 @@ impl ImageRequest {
         if self.position.index >= self.position.size {
             return refuse("position", "the index must be below the batch's size".into());
         }
+        self.controls.iter().try_for_each(Control::validate)?;
         self.validate_size(limits)
     }
 
@@ -179,6 +186,8 @@ mod tests {
             denoise: 1.0,
             clip_skip: None,
             source: Source::Empty { width: 128, height: 64 },
+            loras: None,
+            controls: Vec::new(),
         }
     }
 

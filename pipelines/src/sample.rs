@@ -3,9 +3,13 @@
 //! A sample owns everything that is its own (sampler state, conditioning, guidance scale, noise mask) and
 //! nothing that is shared (networks). [`crate::denoise`] advances any mix of samples by one network call.
 
+use std::sync::Arc;
+
 use candle_core::Tensor;
 
 use crate::conditioning::Conditioning;
+use crate::control::ActiveControl;
+use crate::lora::LoraSet;
 use crate::sampler::{Advance, Denoised, Sampler};
 use crate::{PipelineError, picture::Mask};
 
@@ -20,6 +24,10 @@ pub struct Guidance {
     pub scale: f64,
     /// SDXL's size ids, where the network takes them.
     pub size_ids: Option<[f32; 6]>,
+    /// What it is drawn with beside the model.
+    pub loras: Option<Arc<LoraSet>>,
+    /// Pictures that steer it.
+    pub(crate) controls: Vec<ActiveControl>,
 }
 
 /// What holds the unmasked part of a sample to its source (ComfyUI's `KSamplerX0Inpaint`).
@@ -132,6 +140,19 @@ impl Sample {
         match &self.state {
             State::Running { latent, .. } | State::Done(latent) => latent.dims(),
         }
+    }
+
+    /// What it is drawn with beside the model.
+    pub fn loras(&self) -> Option<&Arc<LoraSet>> {
+        self.guidance.loras.as_ref()
+    }
+
+    /// Most bytes that its ControlNets take in a step beside the model, for `rows` latents of `height × width` cells:
+    /// they are called one after another.
+    pub fn control_bytes(&self, rows: usize, height: usize, width: usize) -> usize {
+        let tokens = self.guidance.positive.context.dims().first().copied().unwrap_or(0);
+        let networks = self.guidance.controls.iter().map(|active| &active.control.network);
+        networks.map(|network| network.forward_bytes(rows, height, width, tokens)).max().unwrap_or(0)
     }
 
     pub(crate) fn guidance(&self) -> &Guidance {

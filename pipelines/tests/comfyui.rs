@@ -132,6 +132,8 @@ impl Golden {
                 denoise: case.denoise,
                 clip_skip: case.clip_skip,
                 source: self.source(case),
+                loras: None,
+                controls: Vec::new(),
             })
             .collect()
     }

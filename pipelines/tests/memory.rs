@@ -66,6 +66,8 @@ fn request(seed: u64, width: usize, height: usize) -> ImageRequest {
         denoise: 1.0,
         clip_skip: None,
         source: Source::Empty { width, height },
+        loras: None,
+        controls: Vec::new(),
     }
 }
 

@@ -38,6 +38,8 @@ fn request(prompt: &str, seed: u64) -> ImageRequest {
         denoise: 1.0,
         clip_skip: None,
         source: Source::Empty { width: 128, height: 128 },
+        loras: None,
+        controls: Vec::new(),
     }
 }
 

@@ -47,6 +47,8 @@ pub(super) fn run(args: &GenerateArgs, quiet: bool) -> Result<(), CommandError> 
             denoise: start.denoise,
             clip_skip: args.sampling.clip_skip.map(|skip| skip as usize),
             source: start.source.clone(),
+            loras: None,
+            controls: Vec::new(),
         })
         .collect();
     check(&requests, &limits(&args.sampling))?;

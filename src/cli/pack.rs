@@ -55,6 +55,8 @@ pub(super) fn run(args: &PackArgs, quiet: bool) -> Result<(), CommandError> {
         denoise: 1.0,
         clip_skip: args.sampling.clip_skip.map(|skip| skip as usize),
         source: Source::Empty { width, height },
+        loras: None,
+        controls: Vec::new(),
     };
     let requests = expression_requests(&base, &args.character, &expressions);
     check(&requests, &limits(&args.sampling))?;

@@ -4,9 +4,11 @@
 //!
 //! - [`queue`] decides who is served next; [`forecast`] says how long it will take;
 //! - `residency` keeps weights under a budget of bytes; `prompt_cache` keeps encoded prompts;
+//! - `companions` keeps LoRAs, ControlNets and their pictures;
 //! - `device` is the thread's loop; `decode` turns finished latents into pictures beside it;
 //! - `split` gets through a step batch that does not fit or that one sample spoils.
 
+mod companions;
 mod decode;
 mod device;
 pub mod forecast;

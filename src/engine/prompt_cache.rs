@@ -78,6 +78,8 @@ mod tests {
             denoise: 1.0,
             clip_skip: None,
             source: Source::Empty { width: 64, height: 64 },
+            loras: None,
+            controls: Vec::new(),
         };
         pipeline.prompts(&request).positive
     }

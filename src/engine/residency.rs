@@ -65,6 +65,8 @@ pub(super) struct Weights {
     catalog: Arc<Catalog>,
     requests: Sender<(Arc<str>, Entry)>,
     loaded: Receiver<Loaded>,
+    /// Bytes of what stands beside the models on the device.
+    pub(super) beside: u64,
     /// Models put out so far.
     pub(super) evictions: u64,
 }
@@ -105,7 +107,7 @@ impl Weights {
                 wake();
             }
         })?;
-        Ok(Self { slots: HashMap::new(), budget, pinned, catalog, requests, loaded, evictions: 0 })
+        Ok(Self { slots: HashMap::new(), budget, pinned, catalog, requests, loaded, beside: 0, evictions: 0 })
     }
 
     /// Takes in loads that have ended.
@@ -182,7 +184,7 @@ impl Weights {
                 Mebibytes(self.budget)
             ));
         }
-        while self.bytes() + entry.bytes > self.budget {
+        while self.bytes() + self.beside + entry.bytes > self.budget {
             let idle = self.slots.iter().filter_map(|(id, slot)| match slot {
                 Slot::Resident(resident) if !in_use(id) && !self.is_pinned(id) => {
                     Some((resident.last_used, Arc::clone(id)))

@@ -4,10 +4,10 @@
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
-use darkroom_pipelines::Source;
+use darkroom_pipelines::{Picture, Source};
 
 use super::job::JobId;
-use crate::task::{ImageSpec, TaskError, TaskErrorKind};
+use crate::task::{BlobId, ImageSpec, TaskError, TaskErrorKind};
 
 /// Where pictures to start from come from. May block.
 pub trait Sources: Send + Sync {
@@ -16,6 +16,12 @@ pub trait Sources: Send + Sync {
     /// # Errors
     /// When it is gone or no picture.
     fn open(&self, spec: &ImageSpec) -> Result<Source, TaskError>;
+
+    /// The kept picture `image` as it is; `what` is what people call it.
+    ///
+    /// # Errors
+    /// When it is gone or no picture.
+    fn picture(&self, image: &BlobId, what: &str) -> Result<Picture, TaskError>;
 }
 
 /// A source that was asked for.

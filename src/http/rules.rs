@@ -108,6 +108,8 @@ impl Rules {
             denoise,
             clip_skip: choices.clip_skip,
             source: Source::Empty { width, height },
+            loras: None,
+            controls: Vec::new(),
         };
         request.validate(&self.limits).map_err(pipeline_error)?;
         schedule::sigmas(scheduler, &self.sampling, request.steps, denoise, sampler)

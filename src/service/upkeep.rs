@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use darkroom_models::bf16_is_accelerated;
 use darkroom_pipelines::prompt::PromptLimits;
-use darkroom_pipelines::{InpaintMode, Limits, Source};
+use darkroom_pipelines::{InpaintMode, Limits, Picture, Source};
 use jiff::Timestamp;
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -359,6 +359,15 @@ impl StoredSources {
 }
 
 impl Sources for StoredSources {
+    fn picture(&self, image: &BlobId, what: &str) -> Result<Picture, TaskError> {
+        let bytes = self.blob(image)?;
+        let (picture, _) = read_picture_bytes(&bytes, &self.limits, what).map_err(|error| TaskError {
+            kind: TaskErrorKind::InvalidRequest,
+            message: error.to_string(),
+        })?;
+        Ok(picture)
+    }
+
     fn open(&self, spec: &ImageSpec) -> Result<Source, TaskError> {
         let invalid = |message: String| TaskError { kind: TaskErrorKind::InvalidRequest, message };
         let SourceSpec::Image { image, inpaint } = &spec.source else {

@@ -1,6 +1,9 @@
 //! The downward half of the UNet and its middle: what a ControlNet repeats.
 
+use std::ops::Range;
+
 use candle_core::{Tensor, bail};
+use darkroom_kernels::add_to_rows;
 
 use super::UNetConfig;
 use super::blocks::{DownBlock, MidBlock};
@@ -32,6 +35,40 @@ impl UNetFeatures {
             *skip = (&*skip + residual)?;
         }
         self.middle = (&self.middle + &residuals.middle)?;
+        Ok(())
+    }
+}
+
+impl UNetFeatures {
+    /// Each row of every tensor times its own factor; `factors: [b, 1, 1, 1]`.
+    pub fn scaled(&self, factors: &Tensor) -> candle_core::Result<Self> {
+        let scale = |tensor: &Tensor| tensor.broadcast_mul(factors);
+        Ok(Self {
+            skips: self.skips.iter().map(scale).collect::<candle_core::Result<_>>()?,
+            middle: scale(&self.middle)?,
+        })
+    }
+
+    /// Adds some rows of another network's features to some of these, in place: `runs` has the rows there and the
+    /// first row here.
+    pub fn add_to_rows(
+        &mut self,
+        residuals: &Self,
+        runs: &[(Range<usize>, usize)],
+    ) -> candle_core::Result<()> {
+        if self.skips.len() != residuals.skips.len() {
+            bail!(
+                "UNet: residuals for {} skips, but the network has {}",
+                residuals.skips.len(),
+                self.skips.len()
+            );
+        }
+        let own = self.skips.iter().chain([&self.middle]);
+        for (own, residual) in own.zip(residuals.skips.iter().chain([&residuals.middle])) {
+            for (from, to) in runs {
+                add_to_rows(own, *to, &residual.narrow(0, from.start, from.len())?)?;
+            }
+        }
         Ok(())
     }
 }

@@ -1,0 +1,90 @@
+//! What LoRAs need of a pipeline: the pristine weights to bind to, and variants of it with LoRAs merged in.
+
+use std::sync::Arc;
+
+use darkroom_models::lora::{self, Lora, LoraFile, LoraPart, LoraTarget};
+use darkroom_models::unet::UNet2DConditionModel;
+use darkroom_models::weights::Kept;
+
+use super::Pipeline;
+use crate::PipelineError;
+use crate::lora::{LoraSet, StackedLora};
+
+/// What the networks took from the model's file, unchanged.
+pub(super) struct KeptWeights {
+    pub(super) unet: Kept,
+    pub(super) clip_l: Kept,
+    pub(super) clip_g: Option<Kept>,
+}
+
+impl Pipeline {
+    /// Finds the layers that a LoRA changes and brings it to the device.
+    ///
+    /// # Errors
+    /// When it was made for another family of models, or is damaged.
+    pub fn bind_lora(&self, file: &LoraFile) -> Result<Lora, PipelineError> {
+        let target = LoraTarget {
+            unet: &self.kept.unet,
+            unet_config: self.unet.config(),
+            clip_l: &self.kept.clip_l,
+            clip_g: self.kept.clip_g.as_ref(),
+        };
+        Ok(file.bind(&target, &self.device)?)
+    }
+
+    /// A stack of bound LoRAs, ready to draw with.
+    pub fn lora_set(&self, stack: Vec<StackedLora>) -> Result<LoraSet, PipelineError> {
+        let part = |part: fn(&Lora) -> &LoraPart, strength: fn(&StackedLora) -> f64| {
+            stack.iter().map(|stacked| (part(&stacked.lora), strength(stacked))).collect::<Vec<_>>()
+        };
+        let unet = lora::adapter(&self.kept.unet, &part(|lora| &lora.unet, |stacked| stacked.strength))?;
+        let text = |stacked: &StackedLora| stacked.text_strength;
+        let clip_l = lora::adapter(&self.kept.clip_l, &part(|lora| &lora.clip_l, text))?;
+        let clip_g = match &self.kept.clip_g {
+            Some(kept) => lora::adapter(kept, &part(|lora| &lora.clip_g, text))?,
+            None => Default::default(),
+        };
+        Ok(LoraSet::new(stack, unet, clip_l, clip_g))
+    }
+
+    /// This pipeline with a stack merged into its UNet's weights, each rounded once to its stored type. It shares
+    /// everything that the stack does not change; dropping it leaves this one as it was. It draws samples of this
+    /// very stack only.
+    pub fn with_merged(&self, set: &Arc<LoraSet>) -> Result<Self, PipelineError> {
+        let replaced = lora::merge(&self.kept.unet, &set.unet_stack())?;
+        let weights = self.kept.unet.with_replaced(replaced);
+        let unet = UNet2DConditionModel::load(self.unet.config(), &weights)?;
+        weights.finish()?;
+        Ok(Self { unet, merged: Some(Arc::clone(set)), ..self.clone() })
+    }
+
+    /// Bytes that [`Self::with_merged`] takes beside this pipeline's own.
+    pub fn merged_bytes(&self, set: &LoraSet) -> u64 {
+        let changed = |name: &str| {
+            let layer = name.rsplit_once('.').map_or(name, |(layer, _)| layer);
+            set.unet.get(layer).is_some()
+        };
+        let weights = self.kept.unet.iter().filter(|(name, _)| changed(name));
+        weights.map(|(_, kept)| kept.bytes()).sum()
+    }
+
+    /// The network's weights as they are in the model's file, by canonical name.
+    pub fn unet_weights(&self) -> &Kept {
+        &self.kept.unet
+    }
+
+    /// The network's shape: what ControlNets must fit.
+    pub fn unet_config(&self) -> &darkroom_models::unet::UNetConfig {
+        self.unet.config()
+    }
+
+    /// How precisely its network computes.
+    pub fn precision(&self) -> darkroom_models::Precision {
+        self.precision
+    }
+
+    /// Where its tensors are.
+    pub fn device(&self) -> &candle_core::Device {
+        &self.device
+    }
+}

@@ -1,0 +1,341 @@
+//! What pictures are drawn with beside a model: LoRAs, ControlNets and the pictures that steer them, on one device.
+//! Each is loaded once, on a thread of its own, so that samples go on denoising; the least recently used go when
+//! bytes are wanted. Owned by [`super::device`].
+
+mod load;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use candle_core::Tensor;
+use darkroom_models::controlnet::ControlNet;
+use darkroom_models::lora::Lora;
+use darkroom_pipelines::{Control, LoraSet, Pipeline};
+
+use super::sources::Sources;
+use crate::catalog::Catalog;
+use crate::task::{BlobId, ControlSpec, ImageSpec, LoraSpec, TaskError, TaskErrorKind};
+
+/// How long what could not be loaded is not tried again.
+const RETRY_AFTER: Duration = Duration::from_secs(5);
+
+/// Names one of them.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum Key {
+    /// A LoRA, bound to a model.
+    Lora { model: Arc<str>, lora: String },
+    /// A stack of LoRAs with their strengths' bits.
+    LoraSet { model: Arc<str>, stack: Vec<(String, u64, u64)> },
+    /// A model with a stack in its weights.
+    Merged { model: Arc<str>, set: Arc<str> },
+    /// A ControlNet, shaped for a model.
+    ControlNet { model: Arc<str>, control: String },
+    /// A picture as a ControlNet sees it.
+    Hint { model: Arc<str>, control: String, image: BlobId, preprocess: String, width: usize, height: usize },
+}
+
+impl Key {
+    fn model(&self) -> &str {
+        match self {
+            Self::Lora { model, .. }
+            | Self::LoraSet { model, .. }
+            | Self::Merged { model, .. }
+            | Self::ControlNet { model, .. }
+            | Self::Hint { model, .. } => model,
+        }
+    }
+}
+
+#[derive(Clone)]
+pub(super) enum Value {
+    Lora(Arc<Lora>),
+    LoraSet(Arc<LoraSet>),
+    Merged(Arc<Pipeline>),
+    ControlNet(Arc<ControlNet>),
+    Hint(Tensor),
+}
+
+impl Value {
+    /// Whether nothing but the cache holds it. Hints are small and may go at any time.
+    fn is_idle(&self) -> bool {
+        match self {
+            Self::Lora(value) => Arc::strong_count(value) == 1,
+            Self::LoraSet(value) => Arc::strong_count(value) == 1,
+            Self::Merged(value) => Arc::strong_count(value) == 1,
+            Self::ControlNet(value) => Arc::strong_count(value) == 1,
+            Self::Hint(_) => true,
+        }
+    }
+}
+
+enum Slot {
+    Loading,
+    Ready { value: Value, bytes: u64, last_used: Instant },
+    Failed { error: TaskError, at: Instant },
+}
+
+/// What became of one that was asked for.
+enum Want {
+    Ready(Value),
+    Loading,
+    Failed(TaskError),
+}
+
+/// What a picture needs beside its model.
+pub(super) enum Gathered {
+    /// All of it.
+    Ready { loras: Option<Arc<LoraSet>>, controls: Vec<Control> },
+    /// Some of it is on its way.
+    Waiting,
+    /// Some of it cannot be had.
+    Failed(TaskError),
+}
+
+type Load = Box<dyn FnOnce() -> Result<(Value, u64), TaskError> + Send>;
+
+struct Loaded {
+    key: Key,
+    result: Result<(Value, u64), TaskError>,
+}
+
+/// Those on one device.
+pub(super) struct Companions {
+    slots: HashMap<Key, Slot>,
+    catalog: Arc<Catalog>,
+    sources: Arc<dyn Sources>,
+    requests: Sender<(Key, Load)>,
+    loaded: Receiver<Loaded>,
+}
+
+impl Companions {
+    /// None yet. `wake` is called when one has been loaded.
+    pub(super) fn new(
+        catalog: Arc<Catalog>,
+        sources: Arc<dyn Sources>,
+        wake: impl Fn() + Send + 'static,
+    ) -> std::io::Result<Self> {
+        let (requests, wanted) = channel::<(Key, Load)>();
+        let (done, loaded) = channel();
+        thread::Builder::new().name("darkroom-companions".into()).spawn(move || {
+            while let Ok((key, load)) = wanted.recv() {
+                let started = Instant::now();
+                let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(load)).unwrap_or_else(|_| {
+                    let message = "loading it ended in a defect; the log has more".to_owned();
+                    Err(TaskError { kind: TaskErrorKind::Internal, message })
+                });
+                tracing::debug!(
+                    ?key,
+                    seconds = started.elapsed().as_secs_f64(),
+                    error = result.as_ref().err().map(|error| &*error.message),
+                    "loaded beside a model"
+                );
+                if done.send(Loaded { key, result }).is_err() {
+                    return;
+                }
+                wake();
+            }
+        })?;
+        Ok(Self { slots: HashMap::new(), catalog, sources, requests, loaded })
+    }
+
+    /// Takes in what has been loaded; whether there was any.
+    pub(super) fn arrivals(&mut self, now: Instant) -> bool {
+        let mut any = false;
+        let loaded: Vec<Loaded> = self.loaded.try_iter().collect();
+        for Loaded { key, result } in loaded {
+            any = true;
+            let slot = match result {
+                Ok((value, bytes)) => Slot::Ready { value, bytes, last_used: now },
+                Err(error) => Slot::Failed { error, at: now },
+            };
+            // One whose model has gone meanwhile has no slot any more.
+            if let Some(place) = self.slots.get_mut(&key) {
+                *place = slot;
+            }
+        }
+        any
+    }
+
+    /// Bytes of all of them.
+    pub(super) fn bytes(&self) -> u64 {
+        let bytes = |slot: &Slot| if let Slot::Ready { bytes, .. } = slot { *bytes } else { 0 };
+        self.slots.values().map(bytes).sum()
+    }
+
+    /// Puts out what nothing uses, least recently used first, until at most `budget` bytes are left.
+    pub(super) fn shrink(&mut self, budget: u64) {
+        while self.bytes() > budget {
+            let idle = self.slots.iter().filter_map(|(key, slot)| match slot {
+                Slot::Ready { value, last_used, bytes } if *bytes > 0 && value.is_idle() => {
+                    Some((*last_used, key))
+                }
+                _ => None,
+            });
+            let Some(oldest) = idle.min_by_key(|(used, _)| *used).map(|(_, key)| key.clone()) else { return };
+            tracing::debug!(key = ?oldest, "put out");
+            self.slots.remove(&oldest);
+        }
+    }
+
+    /// Forgets what belongs to models that are not there any more.
+    pub(super) fn keep_models(&mut self, is_there: impl Fn(&str) -> bool) {
+        self.slots.retain(|key, _| is_there(key.model()));
+    }
+
+    /// What `spec` needs beside `pipeline`, which is `model`. Starts loading what is not there.
+    pub(super) fn gather(
+        &mut self,
+        model: &Arc<str>,
+        pipeline: &Arc<Pipeline>,
+        spec: &ImageSpec,
+        now: Instant,
+    ) -> Gathered {
+        let mut waiting = false;
+        let mut loras = None;
+        if !spec.loras.is_empty() {
+            match self.lora_set(model, pipeline, &spec.loras, now) {
+                Want::Ready(Value::LoraSet(set)) => loras = Some(set),
+                Want::Failed(error) => return Gathered::Failed(error),
+                _ => waiting = true,
+            }
+        }
+        let mut controls = Vec::with_capacity(spec.controls.len());
+        for control in &spec.controls {
+            match self.control(model, pipeline, control, (spec.width, spec.height), now) {
+                Ok(Some(control)) => controls.push(control),
+                Ok(None) => waiting = true,
+                Err(error) => return Gathered::Failed(error),
+            }
+        }
+        if waiting { Gathered::Waiting } else { Gathered::Ready { loras, controls } }
+    }
+
+    fn lora_set(
+        &mut self,
+        model: &Arc<str>,
+        pipeline: &Arc<Pipeline>,
+        specs: &[LoraSpec],
+        now: Instant,
+    ) -> Want {
+        let strengths = |spec: &LoraSpec| {
+            (spec.lora.clone(), spec.strength.to_bits(), spec.text_strength.to_bits())
+        };
+        let key = Key::LoraSet { model: Arc::clone(model), stack: specs.iter().map(strengths).collect() };
+        if let Some(known) = self.known(&key, now) {
+            return known;
+        }
+        let mut loras = Vec::with_capacity(specs.len());
+        let mut waiting = false;
+        for spec in specs {
+            let key = Key::Lora { model: Arc::clone(model), lora: spec.lora.clone() };
+            let load = || load::lora(&self.catalog, pipeline, &spec.lora);
+            match self.known(&key, now) {
+                Some(Want::Ready(Value::Lora(lora))) => loras.push(lora),
+                Some(Want::Failed(error)) => return Want::Failed(error),
+                Some(_) => waiting = true,
+                None => {
+                    let load = load();
+                    self.request(key, load);
+                    waiting = true;
+                }
+            }
+        }
+        if !waiting {
+            self.request(key, load::lora_set(pipeline, specs, loras));
+        }
+        Want::Loading
+    }
+
+    fn control(
+        &mut self,
+        model: &Arc<str>,
+        pipeline: &Arc<Pipeline>,
+        spec: &ControlSpec,
+        (width, height): (usize, usize),
+        now: Instant,
+    ) -> Result<Option<Control>, TaskError> {
+        let key = Key::ControlNet { model: Arc::clone(model), control: spec.control.clone() };
+        let network = match self.known(&key, now) {
+            Some(Want::Ready(Value::ControlNet(network))) => network,
+            Some(Want::Failed(error)) => return Err(error),
+            Some(_) => return Ok(None),
+            None => {
+                self.request(key, load::control_net(&self.catalog, pipeline, &spec.control));
+                return Ok(None);
+            }
+        };
+        let key = Key::Hint {
+            model: Arc::clone(model),
+            control: spec.control.clone(),
+            image: spec.image.clone(),
+            preprocess: format!("{:?}", spec.preprocess),
+            width,
+            height,
+        };
+        match self.known(&key, now) {
+            Some(Want::Ready(Value::Hint(hint))) => Ok(Some(Control {
+                network,
+                hint,
+                strength: spec.strength,
+                start: spec.start,
+                end: spec.end,
+            })),
+            Some(Want::Failed(error)) => Err(error),
+            Some(_) => Ok(None),
+            None => {
+                let sources = Arc::clone(&self.sources);
+                self.request(key, load::hint(sources, pipeline, network, spec, (width, height)));
+                Ok(None)
+            }
+        }
+    }
+
+    /// `pipeline` with `set` in its weights, if it is there; else it may be asked for.
+    pub(super) fn merged(&mut self, model: &Arc<str>, set: &LoraSet, now: Instant) -> Option<Arc<Pipeline>> {
+        let key = Key::Merged { model: Arc::clone(model), set: Arc::clone(set.name()) };
+        match self.known(&key, now) {
+            Some(Want::Ready(Value::Merged(pipeline))) => Some(pipeline),
+            _ => None,
+        }
+    }
+
+    /// Begins to merge a set, unless that was tried already.
+    pub(super) fn want_merged(&mut self, model: &Arc<str>, pipeline: &Arc<Pipeline>, set: &Arc<LoraSet>) {
+        let key = Key::Merged { model: Arc::clone(model), set: Arc::clone(set.name()) };
+        if !self.slots.contains_key(&key) {
+            self.request(key, load::merged(pipeline, set));
+        }
+    }
+
+    /// What is known of one; `None`: it is to be asked for.
+    fn known(&mut self, key: &Key, now: Instant) -> Option<Want> {
+        match self.slots.get_mut(key)? {
+            Slot::Loading => Some(Want::Loading),
+            Slot::Ready { value, last_used, .. } => {
+                *last_used = now;
+                Some(Want::Ready(value.clone()))
+            }
+            Slot::Failed { error, at } if now.saturating_duration_since(*at) < RETRY_AFTER => {
+                Some(Want::Failed(error.clone()))
+            }
+            Slot::Failed { .. } => None,
+        }
+    }
+
+    fn request(&mut self, key: Key, load: Load) {
+        let slot = match self.requests.send((key.clone(), load)) {
+            Ok(()) => Slot::Loading,
+            Err(_) => Slot::Failed {
+                error: TaskError {
+                    kind: TaskErrorKind::Internal,
+                    message: "the thread that loads LoRAs and ControlNets has ended".into(),
+                },
+                at: Instant::now(),
+            },
+        };
+        self.slots.insert(key, slot);
+    }
+}

@@ -1,0 +1,122 @@
+//! How each of them is loaded. What is made here runs on the thread that loads.
+
+use std::sync::Arc;
+
+use darkroom_models::Precision;
+use darkroom_models::controlnet::ControlNet;
+use darkroom_models::lora::{Lora, LoraFile};
+use darkroom_pipelines::preprocess::canny::{Canny, CannyMethod};
+use darkroom_pipelines::{Control, LoraSet, Picture, Pipeline, StackedLora};
+
+use super::{Load, Value};
+use crate::catalog::{AuxiliaryEntry, AuxiliaryKind, Catalog};
+use crate::engine::sources::Sources;
+use crate::picture::cover;
+use crate::task::{ControlSpec, LoraSpec, Preprocess, TaskError, TaskErrorKind};
+
+fn invalid(message: impl ToString) -> TaskError {
+    TaskError { kind: TaskErrorKind::InvalidRequest, message: message.to_string() }
+}
+
+fn entry(catalog: &Catalog, kind: AuxiliaryKind, id: &str) -> Result<AuxiliaryEntry, TaskError> {
+    catalog.find_auxiliary(kind, id).ok_or_else(|| TaskError {
+        kind: TaskErrorKind::ModelUnavailable,
+        message: format!("the {} '{id}' is no longer there", kind.name()),
+    })
+}
+
+/// A LoRA, bound to a model.
+pub(super) fn lora(catalog: &Arc<Catalog>, pipeline: &Arc<Pipeline>, id: &str) -> Load {
+    let (catalog, pipeline, id) = (Arc::clone(catalog), Arc::clone(pipeline), id.to_owned());
+    Box::new(move || {
+        let file = entry(&catalog, AuxiliaryKind::Lora, &id)?.open().map_err(invalid)?;
+        let file = LoraFile::open(file).map_err(invalid)?;
+        let lora = pipeline.bind_lora(&file).map_err(invalid)?;
+        if let Some(first) = lora.unmatched.first() {
+            let count = lora.unmatched.len();
+            tracing::warn!(lora = id, count, first, "keys of a LoRA fit nothing in the model");
+        }
+        let bytes = file.bytes();
+        Ok((Value::Lora(Arc::new(lora)), bytes))
+    })
+}
+
+/// A stack of bound LoRAs.
+pub(super) fn lora_set(pipeline: &Arc<Pipeline>, specs: &[LoraSpec], loras: Vec<Arc<Lora>>) -> Load {
+    let stack: Vec<StackedLora> = specs
+        .iter()
+        .zip(loras)
+        .map(|(spec, lora)| StackedLora {
+            name: spec.lora.as_str().into(),
+            lora,
+            strength: spec.strength,
+            text_strength: spec.text_strength,
+        })
+        .collect();
+    let pipeline = Arc::clone(pipeline);
+    Box::new(move || {
+        let set: LoraSet = pipeline.lora_set(stack).map_err(invalid)?;
+        let bytes = set.bytes();
+        Ok((Value::LoraSet(Arc::new(set)), bytes))
+    })
+}
+
+/// A model with a stack in its weights.
+pub(super) fn merged(pipeline: &Arc<Pipeline>, set: &Arc<LoraSet>) -> Load {
+    let (pipeline, set) = (Arc::clone(pipeline), Arc::clone(set));
+    Box::new(move || {
+        let merged = pipeline.with_merged(&set).map_err(invalid)?;
+        Ok((Value::Merged(Arc::new(merged)), pipeline.merged_bytes(&set)))
+    })
+}
+
+/// A ControlNet.
+pub(super) fn control_net(catalog: &Arc<Catalog>, pipeline: &Arc<Pipeline>, id: &str) -> Load {
+    let (catalog, pipeline, id) = (Arc::clone(catalog), Arc::clone(pipeline), id.to_owned());
+    Box::new(move || {
+        let file = entry(&catalog, AuxiliaryKind::ControlNet, &id)?.open().map_err(invalid)?;
+        let network =
+            ControlNet::from_file(file, pipeline.unet_config(), pipeline.device(), pipeline.precision());
+        let network = network.map_err(invalid)?;
+        let bytes = network.weight_bytes();
+        Ok((Value::ControlNet(Arc::new(network)), bytes))
+    })
+}
+
+/// A picture as a ControlNet sees it.
+pub(super) fn hint(
+    sources: Arc<dyn Sources>,
+    pipeline: &Arc<Pipeline>,
+    network: Arc<ControlNet>,
+    spec: &ControlSpec,
+    (width, height): (usize, usize),
+) -> Load {
+    let (device, spec) = (pipeline.device().clone(), spec.clone());
+    Box::new(move || {
+        let picture = sources.picture(&spec.image, "control image")?;
+        let picture = control_picture(&picture, &spec.preprocess, width, height)?;
+        let hint = Control::embed(&network, &picture, width, height, &device).map_err(invalid)?;
+        let bytes = (hint.elem_count() * hint.dtype().size_in_bytes()) as u64;
+        Ok((Value::Hint(hint), bytes))
+    })
+}
+
+/// What a ControlNet is shown: a picture to be preprocessed is brought to the size of the result first, so that edges
+/// are found at the size at which they steer. One that is a control picture already is left as it is; embedding
+/// scales it as ComfyUI does.
+fn control_picture(
+    picture: &Picture,
+    preprocess: &Preprocess,
+    width: usize,
+    height: usize,
+) -> Result<Picture, TaskError> {
+    let (low, high, method) = match *preprocess {
+        Preprocess::None => return Ok(picture.clone()),
+        Preprocess::Canny { low, high } => (low, high, CannyMethod::ComfyUi),
+        Preprocess::OpencvCanny { low, high } => (low, high, CannyMethod::OpenCv),
+        Preprocess::Depth => return Err(invalid("no depth network is there")),
+    };
+    let scaled = cover(picture, width, height)
+        .ok_or_else(|| invalid("the control image cannot be scaled to the size asked for"))?;
+    Ok(Canny { low, high, method }.detect(&scaled))
+}

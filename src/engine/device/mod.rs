@@ -1,0 +1,352 @@
+//! A device's thread. Each turn: take in what changed (models and sources that arrived, tasks taken back), ask the
+//! queue for the next step batch, start what joins (`start`), make one step, hand finished latents to the decoder
+//! (`step`).
+
+mod start;
+mod step;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::Sender;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use candle_core::Device;
+use darkroom_pipelines::{LatentPreview, Pipeline, Sample, Source};
+
+use super::companions::Companions;
+use super::decode::{self, Finished};
+use super::job::{BatchKey, Job};
+use super::prompt_cache::PromptCache;
+use super::queue::{Joins, Places, StepBatch, Ticket};
+use super::residency::{Arrival, Want, Weights};
+use super::sources::SourceThread;
+use super::{Control, EngineEvent, ModelError, Reply, Shared, State};
+use crate::metrics::{ByDevice, ByModel};
+use crate::task::{TaskError, TaskErrorKind, Usage};
+
+/// How long an idle device sleeps when nobody wakes it.
+const IDLE: Duration = Duration::from_millis(500);
+
+/// A picture that has left the queue.
+struct Active {
+    ticket: Ticket,
+    phase: Phase,
+    usage: Usage,
+    previewed: Option<Instant>,
+}
+
+enum Phase {
+    /// Its source picture is being opened.
+    Opening,
+    /// The source is there; it starts at the next step boundary.
+    Opened(Source),
+    /// The source is there, and a LoRA or a ControlNet on its way.
+    Gathering(Source),
+    /// On its way from noise to picture.
+    Stepping { sample: Box<Sample>, pipeline: Arc<Pipeline> },
+}
+
+struct DeviceThread {
+    shared: Arc<Shared>,
+    index: usize,
+    weights: Weights,
+    companions: Companions,
+    prompts: PromptCache,
+    previews: HashMap<Arc<str>, Option<LatentPreview>>,
+    sources: SourceThread,
+    active: Vec<Active>,
+    decoder: Sender<Finished>,
+    /// What memory has taught about batch sizes.
+    caps: HashMap<BatchKey, usize>,
+    loading: Vec<(Arc<str>, Reply)>,
+    evictions_counted: u64,
+}
+
+/// Starts the thread of device number `index`.
+pub(super) fn spawn(shared: &Arc<Shared>, index: usize) -> std::io::Result<JoinHandle<()>> {
+    let waker = || {
+        let shared = Arc::clone(shared);
+        move || shared.wake()
+    };
+    let options = &shared.options;
+    let weights = Weights::new(
+        Arc::clone(&shared.catalog),
+        Device::Cpu,
+        options.precision,
+        options.limits.clone(),
+        options.memory_budget,
+        options.pinned.clone(),
+        waker(),
+    )?;
+    let companions = Companions::new(Arc::clone(&shared.catalog), Arc::clone(&shared.sources), waker())?;
+    let sources = SourceThread::start(Arc::clone(&shared.sources), waker())?;
+    let (decoder, decoding) = decode::spawn(shared)?;
+    let mut device = DeviceThread {
+        shared: Arc::clone(shared),
+        index,
+        weights,
+        companions,
+        prompts: PromptCache::new(options.prompt_cache_bytes),
+        previews: HashMap::new(),
+        sources,
+        active: Vec::new(),
+        decoder,
+        caps: HashMap::new(),
+        loading: Vec::new(),
+        evictions_counted: 0,
+    };
+    thread::Builder::new().name(format!("darkroom-device-{index}")).spawn(move || {
+        while std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| device.run())).is_err() {
+            device.give_up_active();
+        }
+        drop(device);
+        let _ = decoding.join();
+    })
+}
+
+impl DeviceThread {
+    fn run(&mut self) {
+        while !self.shared.is_stopping() {
+            let arrivals = self.weights.arrivals(Instant::now());
+            self.take_in_sources();
+            self.take_in_companions();
+            let shared = Arc::clone(&self.shared);
+            let mut state = shared.lock();
+            self.take_in_arrivals(arrivals, &mut state);
+            self.take_in_cancelled(&mut state);
+            self.take_in_controls(&mut state);
+            let batch = self.next_batch(&mut state);
+            self.publish(&mut state);
+            match batch {
+                Some(batch) => {
+                    drop(state);
+                    self.turn(batch);
+                }
+                None if self.active.iter().any(|a| matches!(a.phase, Phase::Opened(_))) => {
+                    drop(state);
+                    self.start_opened();
+                }
+                None => {
+                    state.step_batch = 0;
+                    let _ = shared.changed.wait_timeout(state, IDLE);
+                }
+            }
+        }
+    }
+
+    /// A turn ended in a defect. How far its samples got is not known, so they fail; the device goes on.
+    fn give_up_active(&mut self) {
+        tracing::error!(samples = self.active.len(), "a turn of the device ended in a defect");
+        for active in std::mem::take(&mut self.active) {
+            let message = "the device met a defect; the log has more".to_owned();
+            self.fail(&active.ticket.job, TaskError { kind: TaskErrorKind::Internal, message });
+        }
+    }
+
+    fn take_in_sources(&mut self) {
+        let opened: Vec<_> = self.sources.opened().collect();
+        for opened in opened {
+            let Some(position) = self.active.iter().position(|a| a.ticket.job.id == opened.job) else {
+                continue; // taken back meanwhile
+            };
+            match opened.source {
+                Ok(source) => self.active[position].phase = Phase::Opened(source),
+                Err(error) => {
+                    let active = self.active.swap_remove(position);
+                    self.fail(&active.ticket.job, error);
+                }
+            }
+        }
+    }
+
+    /// What waited for LoRAs and ControlNets looks once more whether all of its own are there.
+    fn take_in_companions(&mut self) {
+        let arrived = self.companions.arrivals(Instant::now());
+        let weights = &self.weights;
+        self.companions.keep_models(|model| weights.get(model).is_some());
+        let budget = self.shared.options.memory_budget.saturating_sub(self.weights.bytes());
+        self.companions.shrink(budget);
+        self.weights.beside = self.companions.bytes();
+        if !arrived {
+            return;
+        }
+        for active in &mut self.active {
+            active.phase = match std::mem::replace(&mut active.phase, Phase::Opening) {
+                Phase::Gathering(source) => Phase::Opened(source),
+                other => other,
+            };
+        }
+    }
+
+    fn take_in_arrivals(&mut self, arrivals: Vec<Arrival>, state: &mut State) {
+        for arrival in arrivals {
+            let (model, answer) = match arrival {
+                Arrival::Resident(model) => {
+                    let label = ByModel { model: model.to_string() };
+                    self.shared.metrics.model_loads.get_or_create(&label).inc();
+                    (model, Ok(()))
+                }
+                Arrival::Failed(model, message) => {
+                    self.refuse_model(&model, &message, state);
+                    (model, Err(ModelError::Unavailable { message }))
+                }
+            };
+            self.prompts.forget(&model);
+            self.previews.remove(&model);
+            let (done, waiting) =
+                std::mem::take(&mut self.loading).into_iter().partition(|(wanted, _)| *wanted == model);
+            self.loading = waiting;
+            let done: Vec<(Arc<str>, Reply)> = done;
+            for (_, reply) in done {
+                let _ = reply.send(answer.clone());
+            }
+        }
+    }
+
+    fn take_in_cancelled(&mut self, state: &mut State) {
+        for task in std::mem::take(&mut state.cancelled[self.index]) {
+            self.active.retain(|active| {
+                let keep = active.ticket.job.id.task != task;
+                if !keep {
+                    state.queue.ended(&active.ticket.job);
+                }
+                keep
+            });
+        }
+    }
+
+    fn take_in_controls(&mut self, state: &mut State) {
+        for control in std::mem::take(&mut state.controls[self.index]) {
+            match control {
+                Control::Load { model, reply } => {
+                    let active = &self.active;
+                    let in_use = |id: &str| active.iter().any(|a| &*a.ticket.key.model == id);
+                    match self.weights.want(&model, &in_use, Instant::now()) {
+                        Want::Resident => drop(reply.send(Ok(()))),
+                        Want::Loading => self.loading.push((model, reply)),
+                        Want::NeedsRoom => {
+                            let message =
+                                "there is no room until the pictures that are being drawn with other \
+                                           models are done, or a pinned model is unpinned"
+                                    .to_owned();
+                            let _ = reply.send(Err(ModelError::Unavailable { message }));
+                        }
+                        Want::Never(message) => {
+                            let _ = reply.send(Err(ModelError::Unavailable { message }));
+                        }
+                    }
+                }
+                Control::Unload { model, reply } => {
+                    let used = self.active.iter().any(|a| a.ticket.key.model == model)
+                        || state.queue.wanted_models().contains(&model)
+                        || self.loading.iter().any(|(loading, _)| *loading == model);
+                    let answer = if used {
+                        Err(ModelError::InUse { model: model.to_string() })
+                    } else {
+                        self.weights.remove(&model);
+                        self.prompts.forget(&model);
+                        Ok(())
+                    };
+                    let _ = reply.send(answer);
+                }
+            }
+        }
+    }
+
+    /// Asks for the models that pictures wait for, and then the queue for a step batch.
+    fn next_batch(&mut self, state: &mut State) -> Option<StepBatch> {
+        let now = Instant::now();
+        let mut later: HashMap<Arc<str>, Places> = HashMap::new();
+        let wanted = state.queue.wanted_models();
+        let mut needed: HashSet<Arc<str>> =
+            self.active.iter().map(|active| Arc::clone(&active.ticket.key.model)).collect();
+        for model in wanted {
+            let mut want = self.weights.want(&model, &|id| needed.contains(id), now);
+            if want == Want::NeedsRoom {
+                // What stands beside models is loaded again sooner than a model.
+                self.companions.shrink(0);
+                self.weights.beside = self.companions.bytes();
+                want = self.weights.want(&model, &|id| needed.contains(id), now);
+            }
+            // What others in front of it wait for is not put out for it.
+            needed.insert(Arc::clone(&model));
+            match want {
+                Want::Resident => {}
+                Want::Loading => drop(later.insert(model, Places::Later { needs_room: false })),
+                Want::NeedsRoom => drop(later.insert(model, Places::Later { needs_room: true })),
+                Want::Never(message) => self.refuse_model(&model, &message, state),
+            }
+        }
+        let stepping: Vec<usize> = self.stepping().collect();
+        let running: Vec<&Ticket> = stepping.iter().map(|i| &self.active[*i].ticket).collect();
+        let unwritten = self.shared.unwritten.load(Ordering::Relaxed);
+        let options = &self.shared.options;
+        // While pictures cannot be written, not even urgent ones may pile up.
+        let urgent = options.max_unwritten.saturating_sub(unwritten + self.active.len());
+        let any = (2 * options.max_batch).saturating_sub(self.active.len()).min(urgent);
+        let joins = Joins { any, urgent };
+        let places = |key: &BatchKey| later.get(&key.model).copied().unwrap_or_else(|| self.places(key));
+        let mut batch = state.queue.next_batch(&running, &places, joins, now)?;
+        for position in &mut batch.advance {
+            *position = stepping[*position];
+        }
+        Some(batch)
+    }
+
+    fn stepping(&self) -> impl Iterator<Item = usize> + '_ {
+        let stepping = |active: &Active| matches!(active.phase, Phase::Stepping { .. });
+        self.active.iter().enumerate().filter(move |(_, active)| stepping(active)).map(|(i, _)| i)
+    }
+
+    /// How many pictures of a shape fit into memory beside the weights.
+    fn places(&self, key: &BatchKey) -> Places {
+        let Some(resident) = self.weights.get(&key.model) else {
+            return Places::Later { needs_room: false };
+        };
+        let each = sample_bytes(&resident.pipeline, key).saturating_add(self.control_bytes(key)).max(1);
+        let taken = self.weights.bytes() + self.companions.bytes();
+        let room = self.shared.options.memory_budget.saturating_sub(taken);
+        let cap = self.caps.get(key).copied().unwrap_or(usize::MAX);
+        Places::Ready(((room / each) as usize).min(self.shared.options.max_batch).min(cap).max(1))
+    }
+
+    /// Bytes that ControlNets take a picture, as far as samples under way show.
+    fn control_bytes(&self, key: &BatchKey) -> u64 {
+        let samples = self.active.iter().filter(|active| active.ticket.key == *key);
+        let bytes = samples.filter_map(|active| match &active.phase {
+            Phase::Stepping { sample, .. } => Some(sample.control_bytes(2, key.height / 8, key.width / 8)),
+            _ => None,
+        });
+        bytes.max().unwrap_or(0) as u64
+    }
+
+    fn publish(&mut self, state: &mut State) {
+        state.residency[self.index] = self.weights.states();
+        let metrics = &self.shared.metrics;
+        let device = ByDevice { device: self.shared.options.devices[self.index].clone() };
+        metrics.resident_bytes.get_or_create(&device).set((self.weights.bytes() + self.companions.bytes()) as i64);
+        metrics.evictions.inc_by(self.weights.evictions - self.evictions_counted);
+        self.evictions_counted = self.weights.evictions;
+    }
+
+    /// A picture that left the queue cannot be drawn.
+    fn fail(&self, job: &Job, error: TaskError) {
+        self.shared.lock().queue.ended(job);
+        self.shared.tell(EngineEvent::Failed { job: job.id.clone(), error });
+    }
+
+    /// A model cannot be had: what waits for it fails.
+    fn refuse_model(&self, model: &str, message: &str, state: &mut State) {
+        for job in state.queue.remove_model(model) {
+            let error = TaskError { kind: TaskErrorKind::ModelUnavailable, message: message.to_owned() };
+            self.shared.tell(EngineEvent::Failed { job: job.id, error });
+        }
+    }
+}
+
+/// Bytes that one more picture of this shape takes in a step: both rows of guidance.
+fn sample_bytes(pipeline: &Pipeline, key: &BatchKey) -> u64 {
+    pipeline.step_bytes(2, key.height / 8, key.width / 8) as u64
+}
