@@ -33,6 +33,56 @@ fn bytes(config: &UNetConfig, rows: usize, height: usize, width: usize, tokens: 
     rows.saturating_mul(row).saturating_mul(ELEMENT)
 }
 
+/// Most elements alive at once while the downward half and the middle run over one row, all of whose features are
+/// kept: what a ControlNet repeats. Also the elements of these features, and of the largest of them.
+pub(crate) fn encoder_elements(config: &UNetConfig, height: usize, width: usize, tokens: usize) -> Encoded {
+    let Some(plan) = Plan::new(config, height, width) else { return Encoded::default() };
+    let mut walk = Walk::new(config, plan.positions[0], wide(tokens));
+    walk.descend(config, &plan, wide(tokens));
+    let middle = plan.positions[plan.positions.len() - 1] * plan.channels[plan.channels.len() - 1];
+    Encoded {
+        peak: walk.peak,
+        features: walk.skips.iter().sum::<u128>() + middle,
+        largest: walk.skips.iter().copied().max().unwrap_or(0).max(middle),
+    }
+}
+
+/// What [`encoder_elements`] counts.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Encoded {
+    /// Most elements alive at once.
+    pub(crate) peak: u128,
+    /// All features.
+    pub(crate) features: u128,
+    /// The largest of them.
+    pub(crate) largest: u128,
+}
+
+fn wide(number: usize) -> u128 {
+    number as u128
+}
+
+/// Channels and positions of each level.
+struct Plan {
+    channels: Vec<u128>,
+    positions: Vec<u128>,
+}
+
+impl Plan {
+    /// `None` without levels.
+    fn new(config: &UNetConfig, height: usize, width: usize) -> Option<Self> {
+        let channels: Vec<u128> = config.block_out_channels.iter().copied().map(wide).collect();
+        channels.first()?;
+        // Every downsampler halves both sides, rounding up.
+        let side = |side: usize| u32::try_from(side).unwrap_or(u32::MAX);
+        let sides = std::iter::successors(Some((side(height), side(width))), |(height, width)| {
+            Some((height.div_ceil(2), width.div_ceil(2)))
+        });
+        let positions = sides.map(|(height, width)| u128::from(height) * u128::from(width));
+        Some(Self { positions: positions.take(channels.len()).collect(), channels })
+    }
+}
+
 /// Elements alive at some point of the pass: those that wait, and the most there have been. Wide enough for any
 /// sides of 32 bits.
 struct Walk {
@@ -44,6 +94,12 @@ struct Walk {
 }
 
 impl Walk {
+    /// The latent, its channels-last copy and the context wait throughout.
+    fn new(config: &UNetConfig, cells: u128, tokens: u128) -> Self {
+        let waiting = cells * 2 * wide(config.in_channels) + tokens * wide(config.cross_attention_dim);
+        Self { skips: Vec::new(), waiting, peak: 0 }
+    }
+
     /// `elements` are alive beside what waits.
     fn at(&mut self, elements: u128) {
         self.peak = self.peak.max(self.waiting + elements);
@@ -74,53 +130,47 @@ impl Walk {
     fn attention(&mut self, positions: u128, channels: u128, tokens: u128) {
         self.at(channels * (positions * FEED_FORWARD).max(positions * CROSS_ATTENTION + 2 * tokens));
     }
+
+    /// The downward half, whose skips are pushed, and the middle; gives the channels that come out of it.
+    fn descend(&mut self, config: &UNetConfig, plan: &Plan, tokens: u128) -> u128 {
+        let Plan { channels, positions } = plan;
+        self.push(positions[0] * channels[0]);
+        let mut carried = channels[0];
+        for (level, &width) in channels.iter().enumerate() {
+            for _ in 0..config.layers_per_block {
+                self.resnet(positions[level], carried, width);
+                if config.transformer_layers[level] > 0 {
+                    self.attention(positions[level], width, tokens);
+                }
+                self.push(positions[level] * width);
+                carried = width;
+            }
+            if let Some(below) = positions.get(level + 1) {
+                self.push(below * width);
+            }
+        }
+        let lowest = positions[channels.len() - 1];
+        self.resnet(lowest, carried, carried);
+        self.attention(lowest, carried, tokens);
+        self.owning_resnet(lowest, carried, carried);
+        carried
+    }
 }
 
 fn row_elements(config: &UNetConfig, height: usize, width: usize, tokens: usize) -> u128 {
-    let wide = |number: usize| number as u128;
-    let channels: Vec<u128> = config.block_out_channels.iter().copied().map(wide).collect();
-    let (Some(&first), Some(&last)) = (channels.first(), channels.last()) else { return 0 };
-    // Every downsampler halves both sides, rounding up.
-    let side = |side: usize| u32::try_from(side).unwrap_or(u32::MAX);
-    let sides = std::iter::successors(Some((side(height), side(width))), |(height, width)| {
-        Some((height.div_ceil(2), width.div_ceil(2)))
-    });
-    let positions: Vec<u128> =
-        sides.take(channels.len()).map(|(height, width)| u128::from(height) * u128::from(width)).collect();
-    let (cells, tokens) = (positions[0], wide(tokens));
-    let attends = |level: usize| config.transformer_layers[level] > 0;
-
-    // The latent, its channels-last copy and the context wait throughout.
-    let waiting = cells * 2 * wide(config.in_channels) + tokens * wide(config.cross_attention_dim);
-    let mut walk = Walk { skips: Vec::new(), waiting, peak: 0 };
-    walk.push(cells * first);
-    let mut carried = first;
-    for (level, &width) in channels.iter().enumerate() {
-        for _ in 0..config.layers_per_block {
-            walk.resnet(positions[level], carried, width);
-            if attends(level) {
-                walk.attention(positions[level], width, tokens);
-            }
-            walk.push(positions[level] * width);
-            carried = width;
-        }
-        if let Some(below) = positions.get(level + 1) {
-            walk.push(below * width);
-        }
-    }
-
-    let lowest = positions[channels.len() - 1];
-    walk.resnet(lowest, last, last);
-    walk.attention(lowest, last, tokens);
-    walk.owning_resnet(lowest, last, last);
-
+    let Some(plan) = Plan::new(config, height, width) else { return 0 };
+    let tokens = wide(tokens);
+    let mut walk = Walk::new(config, plan.positions[0], tokens);
+    let mut carried = walk.descend(config, &plan, tokens);
+    let Plan { channels, positions } = plan;
+    let (cells, first) = (positions[0], channels[0]);
     for (level, &width) in channels.iter().enumerate().rev() {
         for _ in 0..=config.layers_per_block {
             let skipped = walk.pop();
             // What comes from below, the skip, and both joined.
             walk.at(2 * (positions[level] * carried + skipped));
             walk.owning_resnet(positions[level], carried + skipped / positions[level].max(1), width);
-            if attends(level) {
+            if config.transformer_layers[level] > 0 {
                 walk.attention(positions[level], width, tokens);
             }
             carried = width;

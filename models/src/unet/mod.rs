@@ -12,7 +12,10 @@ mod memory;
 mod model;
 mod transformer;
 
+pub(crate) use condition::ConditionEmbedding;
 pub use condition::UNetInput;
 pub use config::{AdditionConfig, SIZE_IDS, UNetConfig};
+pub(crate) use encoder::UNetEncoder;
 pub use encoder::UNetFeatures;
+pub(crate) use memory::encoder_elements;
 pub use model::UNet2DConditionModel;
