@@ -4,6 +4,7 @@
 pub mod adapter;
 pub mod checkpoint;
 pub mod clip;
+pub mod controlnet;
 mod fields;
 mod layers;
 pub mod tokenizer;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::single_file::{is_ignored, part_of};
-use super::{CheckpointError, Layout, ModelKind, Part, Prediction, folder, kind, prediction};
+use super::{CheckpointError, ControlNetKind, Layout, ModelKind, Part, Prediction, folder, kind, prediction};
 use crate::weights::{Header, TensorInfo, WeightFile};
 
 /// Longest metadata value shown; training scripts store megabytes of tag counts.
@@ -25,6 +25,8 @@ pub struct Inspection {
     pub layout: Layout,
     /// For checkpoints: what the UNet predicts.
     pub prediction: Option<Prediction>,
+    /// For ControlNets: the models that it is made for, and its form.
+    pub controlnet: Option<ControlNetKind>,
     /// Number of tensors.
     pub tensors: u64,
     /// Number of elements of all tensors.
@@ -99,6 +101,11 @@ fn inspect_file(file: &WeightFile) -> Inspection {
             Err(other) => found.notes.push(format!("prediction type {other} is not supported")),
         }
     }
+    found.controlnet = ControlNetKind::of(header);
+    if let Some(controlnet) = found.controlnet {
+        found.notes.push(format!("it is made for {}", controlnet.family));
+        found.notes.extend(controlnet.form.problem().map(str::to_owned));
+    }
     if ignored > 0 {
         found.notes.push(format!("{ignored} tensors of training state or schedules are ignored"));
     }
@@ -151,6 +158,7 @@ impl Inspection {
             kind,
             layout,
             prediction: None,
+            controlnet: None,
             tensors: 0,
             parameters: 0,
             bytes: 0,

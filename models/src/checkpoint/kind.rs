@@ -144,7 +144,7 @@ const REFINER_CLIP: &str = "conditioner.embedders.0.model.";
 const SD2_CLIP: &str = "cond_stage_model.model.";
 
 /// What kind of model `header` describes, and how its tensors are named.
-pub(super) fn classify(header: &Header) -> (ModelKind, Layout) {
+pub(crate) fn classify(header: &Header) -> (ModelKind, Layout) {
     let has = |prefix: &str| {
         let from = (std::ops::Bound::Included(prefix), std::ops::Bound::Unbounded);
         header.tensors.range::<str, _>(from).next().is_some_and(|(name, _)| name.starts_with(prefix))
@@ -160,7 +160,13 @@ pub(super) fn classify(header: &Header) -> (ModelKind, Layout) {
     if contains(".lora.down.weight") || contains("_lora.down.weight") || contains(".lora_linear_layer.") {
         return (ModelKind::Lora, Layout::Diffusers);
     }
-    if has("controlnet_cond_embedding.") || has("controlnet_down_blocks.") {
+    let controlnet = [
+        "controlnet_cond_embedding.",
+        "controlnet_down_blocks.",
+        "controlnet_blocks.",
+        "controlnet_x_embedder.",
+    ];
+    if controlnet.into_iter().any(has) {
         return (ModelKind::ControlNet, Layout::Diffusers);
     }
     if has("control_model.") || has("input_hint_block.") {

@@ -2,6 +2,7 @@
 //! is ([`inspect()`]), and opens Stable Diffusion 1.5 and SDXL checkpoints for the networks to load from
 //! ([`Checkpoint`], or [`CheckpointParts`] where some may be missing). Everything here reads headers and configs only; tensors are copied when networks take them.
 
+mod controlnet;
 mod detect;
 mod error;
 mod folder;
@@ -21,8 +22,11 @@ use crate::unet::UNetConfig;
 use crate::vae::VaeConfig;
 use crate::weights::{WeightFile, Weights};
 
+pub use controlnet::{ControlNetFamily, ControlNetForm, ControlNetKind};
+pub(crate) use controlnet::{Twins, canonical_names};
 pub use error::CheckpointError;
 pub use inspect::{ComponentSummary, Inspection, inspect};
+pub(crate) use kind::classify;
 pub use kind::{Layout, ModelKind, Part};
 pub use prediction::{Prediction, PredictionType};
 

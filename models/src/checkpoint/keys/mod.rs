@@ -4,10 +4,12 @@
 //! take them, and `Weights::finish` names them.
 
 mod clip;
+mod controlnet;
 mod unet;
 mod vae;
 
 pub(super) use clip::{clip, is_clip_buffer};
+pub(super) use controlnet::{controlnet, last_hint_convolution};
 pub(super) use unet::{layers_per_block, unet};
 pub(super) use vae::{vae, vae_levels};
 

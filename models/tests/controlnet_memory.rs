@@ -1,0 +1,102 @@
+//! What a ControlNet allocates against what it says it needs. A test binary of its own, with a counting allocator
+//! and one test, so that nothing else is counted.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "tests fail by panicking and say what they measured"
+)]
+
+mod support;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use candle_core::{Device, Tensor};
+use darkroom_models::controlnet::ControlNet;
+use darkroom_models::unet::{UNetConfig, UNetInput};
+use support::{folder, golden};
+
+static NOW: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+
+struct Counting;
+
+// SAFETY: every call goes to the system allocator unchanged; the counters only watch. `realloc` and
+// `alloc_zeroed` keep their default forms, which call these two.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let now = NOW.fetch_add(layout.size(), Ordering::SeqCst) + layout.size();
+        PEAK.fetch_max(now, Ordering::SeqCst);
+        // SAFETY: the caller's promise about `layout` is passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        NOW.fetch_sub(layout.size(), Ordering::SeqCst);
+        // SAFETY: the caller's promise about `pointer` and `layout` is passed on.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// The most bytes that `work` had allocated at once beyond what was there before, and how many it kept.
+fn measure<T>(work: impl FnOnce() -> T) -> (usize, usize, T) {
+    let before = NOW.load(Ordering::SeqCst);
+    PEAK.store(before, Ordering::SeqCst);
+    let result = work();
+    let kept = NOW.load(Ordering::SeqCst).saturating_sub(before);
+    (PEAK.load(Ordering::SeqCst) - before, kept, result)
+}
+
+#[test]
+fn estimates_bound_what_is_allocated_and_are_not_far_above_it() {
+    // On one thread: with more, chance decides which of them first needs its scratch memory when.
+    rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap().install(check);
+}
+
+fn check() {
+    const ROWS: usize = 2;
+    const TOKENS: usize = 7;
+    /// What tensors are besides their elements.
+    const BOOKKEEPING: usize = 64 << 10;
+    let (base, _) = folder::<UNetConfig>("sdxl/unet");
+    let net = ControlNet::open(&golden("controlnet/sdxl.safetensors"), &base, &Device::Cpu).unwrap();
+    let random = |shape: &[usize]| Tensor::randn(0f32, 1., shape, &Device::Cpu).unwrap();
+    let bounds = |what: &str, used: usize, estimate: usize| {
+        println!("{what}: {used} bytes, {estimate} estimated");
+        assert!(used <= estimate + BOOKKEEPING, "{what}: {used} bytes used, {estimate} estimated");
+        assert!(used >= estimate / 2, "{what}: {used} bytes used, {estimate} estimated");
+    };
+    for (height, width) in [(96, 64), (61, 87)] {
+        let picture = || random(&[1, 3, 8 * height, 8 * width]);
+        // What threads keep for the next time is there after the first.
+        net.embed_hint(&picture()).unwrap();
+        // The picture is counted too.
+        let (used, _, _) = measure(|| net.embed_hint(&picture()).unwrap());
+        bounds("hint", used, net.hint_bytes(height, width));
+
+        let latent = random(&[ROWS, 4, height, width]);
+        let (context, pooled) = (random(&[ROWS, TOKENS, 80]), random(&[ROWS, 40]));
+        let sizes = Tensor::full(1024f32, (ROWS, 6), &Device::Cpu).unwrap();
+        let timesteps = Tensor::full(500f32, ROWS, &Device::Cpu).unwrap();
+        let input = UNetInput {
+            latent: &latent,
+            timesteps: &timesteps,
+            context: &context,
+            context_lengths: None,
+            pooled: Some(&pooled),
+            size_ids: Some(&sizes),
+        };
+        let hint = random(&[ROWS, height, width, 8]);
+        net.forward(&input, &hint).unwrap();
+        let (used, kept, _residuals) = measure(|| net.forward(&input, &hint).unwrap());
+        bounds("forward", used, net.forward_bytes(ROWS, height, width, TOKENS));
+        let residuals = net.residual_bytes(ROWS, height, width);
+        println!("residuals: {kept} bytes, {residuals} estimated");
+        assert!(kept.abs_diff(residuals) < residuals / 20, "{kept} bytes kept, {residuals} estimated");
+    }
+}
