@@ -7,11 +7,15 @@ pictures as PNG. This script reads such a folder and keeps what the tests need:
 
 - `sdxl-tiny.safetensors`: the checkpoint, its two token tables reduced to the rows that the prompts use;
 - `recorded.safetensors`: inputs, latents, conditioning and pictures, by `CASE.what`;
-- `cases.json`: each workflow as the plain request it amounts to.
+- `cases.json`: each workflow as the plain request it amounts to;
+- `controlnet-tiny.safetensors`: the ControlNet as it is (random weights do not pack), and `controlnet.safetensors`:
+  its hint, the first network call's inputs and residuals for one unconditional and one conditional sample, these
+  at 8×8 positions spread over the picture, and the workflow's final latents.
 """
 
 import argparse
 import json
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -82,6 +86,45 @@ def pictures_in(folder: Path) -> np.ndarray | None:
     return np.stack([np.asarray(Image.open(f).convert("RGB")) for f in files]) if files else None
 
 
+def timestep_embedding(number: float, width: int = 256) -> torch.Tensor:
+    """The sinusoidal embedding of one of SDXL's sizes."""
+    angles = number * torch.exp(-np.log(10_000) * torch.arange(width // 2) / (width // 2))
+    return torch.cat([angles.cos(), angles.sin()])
+
+
+def controlnet_call(folder: Path) -> dict[str, np.ndarray]:
+    """The first network call of the ControlNet's workflow."""
+    workflow = json.loads((folder / "workflow.json").read_text())
+    stored = load_file(folder / "e1_controlnet_calls.safetensors")
+    call = {name.removeprefix("0."): tensor for name, tensor in stored.items() if name.startswith("0.")}
+    rows = [0, len(call["x"]) - 1]
+    sigma = call["sigma"][rows]
+    betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=np.float64) ** 2
+    sigmas = (1 / np.cumprod(1 - betas) - 1) ** 0.5
+    timesteps = np.abs(np.log(sigmas)[None] - np.log(sigma)[:, None]).argmin(1)
+    _, _, height, width = call["x"].shape
+    sizes = [8 * height, 8 * width, 0, 0, 8 * height, 8 * width]
+    embedded = torch.cat([timestep_embedding(size) for size in sizes]).numpy()
+    pooled = call["y"].shape[1] - len(embedded)
+    assert np.allclose(call["y"][:, pooled:], embedded, atol=1e-4)
+    hint = load_file(folder / "e1_controlnet_canny.safetensors")["image"]
+    assert set(np.unique(hint)) == {0.0, 1.0}
+    residuals = {name: tensor for name, tensor in call.items() if name.startswith("control.")}
+    return {
+        "strength": np.float32([node_of(workflow, "ControlNetApplyAdvanced")["strength"]]),
+        "hint": np.ascontiguousarray((hint * 255).astype(np.uint8)),
+        "latent": call["x"][rows] / np.sqrt(sigma**2 + 1)[:, None, None, None],
+        "timesteps": timesteps.astype(np.float32),
+        "context": call["c_crossattn"][rows],
+        "pooled": np.ascontiguousarray(call["y"][rows, :pooled]),
+        "size_ids": np.float32([sizes] * len(rows)),
+        "final": load_file(folder / "e1_controlnet_latent.safetensors")["samples"],
+    } | {
+        name: np.ascontiguousarray(tensor[rows, :, :: tensor.shape[2] // 8, :: tensor.shape[3] // 8])
+        for name, tensor in residuals.items()
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recorded", type=Path, required=True, help="folder of recorded ComfyUI runs")
@@ -114,6 +157,10 @@ def main() -> None:
     for name in ("test_256", "test_mask_256"):
         tensors[f"input.{name}"] = np.asarray(Image.open(args.recorded / f"input/{name}.png").convert("RGBA"))
     save_file(tensors, args.out / "recorded.safetensors")
+    save_file(controlnet_call(args.recorded / "e1_controlnet"), args.out / "controlnet.safetensors")
+    shutil.copyfile(
+        args.recorded / "models/controlnet/controlnet_tiny.safetensors", args.out / "controlnet-tiny.safetensors"
+    )
     (args.out / "cases.json").write_text(json.dumps(cases, indent=1) + "\n")
 
     with tempfile.TemporaryDirectory() as folder:
