@@ -44,14 +44,7 @@ def vocabulary() -> tuple[dict[str, int], list[str]]:
 def write_tokenizer(folder: Path, pad_token: str) -> None:
     """Writes `vocab.json`, `merges.txt` and the configs. SDXL's encoder 1 pads with `<|endoftext|>`, encoder 2 with `!`."""
     folder.mkdir(parents=True, exist_ok=True)
-    merges, letters = _merge_list(), _byte_alphabet()
-    entries = (
-        letters + [letter + "</w>" for letter in letters] + ["".join(pair.split()) for pair in merges] + [_START, _END]
-    )
-    if len(entries) != VOCABULARY_SIZE:
-        raise ValueError(
-            f"the merge list gives {len(entries)} entries, not {VOCABULARY_SIZE}: wrong clip-anytorch version?"
-        )
+    entries, merges = vocabulary()
     special = {"bos_token": _START, "eos_token": _END, "unk_token": _END, "pad_token": pad_token}
     config = {
         **special,
