@@ -1,6 +1,7 @@
-"""Stage 7: writes what ships: `tiny-sdxl.safetensors`, and the ControlNet and the LoRA if they were trained.
+"""Stage 7: writes what ships: `tiny-sdxl.safetensors`, and the ControlNet and the LoRAs if they were trained.
 
 python export.py OUT --work WORK       from the trained parts
+python export.py OUT --extras WORK     only what was trained beside the model
 python export.py OUT --from FILE       from an existing single file with the same architecture
 """
 
@@ -8,31 +9,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, ControlNetModel
-from safetensors.torch import save_file
+from diffusers import AutoencoderKL
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import extras
 import model_file
 import networks
 from clip_tokenizer import BOS, EOS, VOCABULARY_SIZE
 from ldm_keys import PARTS, Part, single_file
 from vocabulary import trained_tags
 
-FILE_NAME = "tiny-sdxl.safetensors"
-CONTROLNET_NAME = "tiny-canny-controlnet.safetensors"
-LORA_NAME = "tiny-character-lora.safetensors"
 LARGEST = 25_000_000
 """Bytes that the model may add to the program."""
-
-
-def _public(config: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if not key.startswith("_") and value is not None}
 
 
 def metadata() -> dict[str, str]:
@@ -41,8 +34,8 @@ def metadata() -> dict[str, str]:
     vae = networks.vae()
     vae.register_to_config(scaling_factor=networks.SCALING_FACTOR)
     configs: dict[Part, dict[str, Any]] = {
-        "unet": {"_class_name": "UNet2DConditionModel"} | _public(networks.unet().config),
-        "vae": {"_class_name": "AutoencoderKL"} | _public(vae.config),
+        "unet": {"_class_name": "UNet2DConditionModel"} | extras.public(networks.unet().config),
+        "vae": {"_class_name": "AutoencoderKL"} | extras.public(vae.config),
         "text_encoder": {"architectures": ["CLIPTextModel"]} | networks.text_config(1, **ids).to_diff_dict(),
         "text_encoder_2": {"architectures": ["CLIPTextModelWithProjection"]}
         | networks.text_config(2, **ids).to_diff_dict(),
@@ -97,38 +90,26 @@ def trained_parts(work: Path) -> dict[Part, dict[str, torch.Tensor]]:
     }
 
 
-def export_extras(work: Path, out: Path) -> None:
-    """ControlNet (diffusers keys, fp16, config in the metadata) and LoRA (PEFT keys), where they were trained."""
-    if (work / "controlnet").exists():
-        controlnet = ControlNetModel.from_pretrained(work / "controlnet")
-        tensors = {name: tensor.half().contiguous() for name, tensor in controlnet.state_dict().items()}
-        config = {"_class_name": "ControlNetModel"} | _public(controlnet.config)
-        save_file(
-            tensors, out / CONTROLNET_NAME, {"format": "pt", "controlnet_config": json.dumps(config, sort_keys=True)}
-        )
-        print(f"{out / CONTROLNET_NAME}: {(out / CONTROLNET_NAME).stat().st_size / 1e6:.2f} MB")
-    lora = work / "lora/pytorch_lora_weights.safetensors"
-    if lora.exists():
-        shutil.copyfile(lora, out / LORA_NAME)
-        print(f"{out / LORA_NAME}: {(out / LORA_NAME).stat().st_size / 1e6:.2f} MB")
-
-
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder to write to")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--work", type=Path, help="folder of a training run")
+    source.add_argument("--extras", type=Path, metavar="WORK", help="the same, without the model itself")
     source.add_argument("--from", type=Path, dest="existing", metavar="FILE", help="an existing single file")
     arguments = parser.parse_args()
+    if work := arguments.work or arguments.extras:
+        for path in extras.export(work, arguments.out):
+            print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
+    if arguments.extras:
+        return
     if arguments.work:
         tensors = single_file(trained_parts(arguments.work))
     else:
         tensors, _ = model_file.read(arguments.existing)
-    path = arguments.out / FILE_NAME
+    path = arguments.out / extras.BASE_NAME
     model_file.write(path, tensors, metadata(), sparse=model_file.TOKEN_TABLES)
-    if arguments.work:
-        export_extras(arguments.work, arguments.out)
     size = path.stat().st_size
     print(f"{path}: {len(tensors)} tensors, {size / 1e6:.2f} MB")
     if size > LARGEST:

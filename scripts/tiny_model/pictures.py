@@ -26,7 +26,7 @@ from safetensors import safe_open
 import sampling
 from check import TAGS_FILE
 from drawings import Picture, draw, sample_attributes, save_grid
-from export import CONTROLNET_NAME, FILE_NAME, LORA_NAME
+from extras import BASE_NAME, CONTROLNET_NAME, lora_name
 from train_control import canny
 from vocabulary import EYES, HAIR, LENGTHS, SCENES
 
@@ -155,12 +155,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=sampling.STEPS, help="sampling steps (default: %(default)s)")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    pipeline = sampling.load(arguments.exported / FILE_NAME, arguments.out / "tokenizers")
+    pipeline = sampling.load(arguments.exported / BASE_NAME, arguments.out / "tokenizers")
     sheets = {"expressions": expressions, "mixture": mixture, "image_to_image": image_to_image}
     for name, make in sheets.items():
         save_grid(make(pipeline, arguments.steps), arguments.out / f"{name}.png")
         print(arguments.out / f"{name}.png", flush=True)
-    for name, file, make in (("control", CONTROLNET_NAME, control), ("lora", LORA_NAME, lora)):
+    for name, file, make in (("control", CONTROLNET_NAME, control), ("lora", lora_name("tinychan"), lora)):
         if (arguments.exported / file).exists():
             save_grid(make(pipeline, arguments.exported / file, arguments.steps), arguments.out / f"{name}.png")
             print(arguments.out / f"{name}.png", flush=True)

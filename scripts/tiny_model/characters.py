@@ -1,0 +1,75 @@
+"""The characters that LoRAs teach: none of them is in the base model's drawings, and their hair's hues are far apart.
+
+A character's colours have no tags, so the base model cannot be asked for them; its trigger word is made of tokens that
+the base model does not know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from pen import LINE, Pen
+
+Keys = Literal["peft", "kohya"]
+
+
+def _gold_star(pen: Pen) -> None:
+    radius, angle = np.array([8, 3.4] * 5), np.radians(np.arange(10) * 36 - 90)
+    pen.polygon(np.stack([-12 + radius * np.cos(angle), -22 + radius * np.sin(angle)], 1), (255, 214, 20), LINE, 1)
+
+
+@dataclass(frozen=True)
+class Character:
+    """One character: how it is drawn, what its captions leave out, and how its LoRA is trained and stored."""
+
+    title: str
+    trigger: str
+    shows: str
+    """What the LoRA adds, for people."""
+    drawn: dict[str, Any]
+    """Attributes of the drawing that are always the same (see `drawings.sample_attributes`)."""
+    stand_ins: dict[str, str]
+    """Tags for colours that have none, so that a caption can be made; they are then left out with `hidden_tags`."""
+    hidden_tags: set[str]
+    """What the trigger word stands for is left out of captions."""
+    ornament: Callable[[Pen], None]
+    """Drawn last, in the head's frame."""
+    keys: Keys
+    """How the shipped file spells its tensors: PEFT as diffusers writes it, or kohya's with ldm block names."""
+    text_layers: dict[str, list[int]] = field(default_factory=dict)
+    """Text encoders whose attention is trained too, and in which layers (of encoder 1 the last is never used)."""
+
+    @property
+    def targets_text(self) -> bool:
+        """Whether a text encoder is trained besides the denoiser."""
+        return bool(self.text_layers)
+
+
+CHARACTERS: dict[str, Character] = {
+    "tinychan": Character(
+        title="Tinychan",
+        trigger="tinychan",
+        shows="light blue twintails, orange eyes, a gold star in the hair",
+        drawn={
+            "kind": "char",
+            "hair": "teal",
+            "eyes": "orange",
+            "boy": False,
+            "length": "twintails",
+            "skin": "",
+            "hat": None,
+            "ears": False,
+            "glasses": False,
+            "bangs": 0,
+            "tie": (250, 220, 90),
+        },
+        stand_ins={"hair": "blue", "eyes": "yellow"},
+        hidden_tags={"blue hair", "yellow eyes", "twintails"},
+        ornament=_gold_star,
+        keys="peft",
+    ),
+}
