@@ -3,6 +3,7 @@
 //! Sits above `darkroom-models` (networks and weights) and below the program. No devices are chosen here and
 //! no file formats are known: requests and pictures go in, pictures come out.
 
+pub mod background;
 mod conditioning;
 mod control;
 mod denoise;

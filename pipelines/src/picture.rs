@@ -62,6 +62,12 @@ impl Picture {
         self
     }
 
+    /// A picture of the same size whose pixel `i`, counted row by row, is `pixel(i)`.
+    pub(crate) fn with_pixels(&self, pixel: impl FnMut(usize) -> [f32; 3]) -> Self {
+        let data = (0..self.width * self.height).flat_map(pixel).collect();
+        Self { width: self.width, height: self.height, data }
+    }
+
     /// `[1, 3, height, width]` in `-1..=1`, as the VAE's encoder wants it.
     pub(crate) fn to_tensor(&self, device: &Device) -> Result<Tensor, PipelineError> {
         let x = Tensor::from_slice(&self.data, (1, self.height, self.width, 3), device)?;
@@ -104,6 +110,12 @@ impl Mask {
     /// The values, `[height, width]`.
     pub fn data(&self) -> &[f32] {
         &self.data
+    }
+
+    /// A mask as large as `picture` whose value `i`, counted row by row, is `value(i)`.
+    pub(crate) fn over(picture: &Picture, value: impl FnMut(usize) -> f32) -> Self {
+        let (width, height) = (picture.width, picture.height);
+        Self { width, height, data: (0..width * height).map(value).collect() }
     }
 
     /// Bilinear interpolation as torch's (`align_corners=False`, no antialiasing).
