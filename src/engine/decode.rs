@@ -9,6 +9,7 @@ use std::time::Instant;
 use candle_core::Tensor;
 use darkroom_pipelines::{Picture, Pipeline, PipelineError};
 
+use super::finish::{self, Pixels};
 use super::job::Job;
 use super::split::in_halves;
 use super::{Drawn, EngineEvent, Shared, Unwritten};
@@ -85,11 +86,14 @@ fn decode(shared: &Shared, batch: Vec<Finished>) {
         match picture {
             Some(picture) if !broken => {
                 usage.device_seconds += seconds;
+                let Pixels { rgb, alpha, warnings } = finish::pixels(&picture, &job.spec);
                 usage.pixels += (picture.width() * picture.height()) as u64;
                 shared.tell(EngineEvent::Drawn(Drawn {
                     width: picture.width(),
                     height: picture.height(),
-                    rgb: picture.to_rgb8(),
+                    rgb,
+                    alpha,
+                    warnings,
                     job,
                     usage,
                     unwritten,

@@ -6,11 +6,13 @@
 //! - `residency` keeps weights under a budget of bytes; `prompt_cache` keeps encoded prompts;
 //! - `companions` keeps LoRAs, ControlNets and their pictures;
 //! - `device` is the thread's loop; `decode` turns finished latents into pictures beside it;
+//! - `finish` takes backgrounds out;
 //! - `split` gets through a step batch that does not fit or that one sample spoils.
 
 mod companions;
 mod decode;
 mod device;
+mod finish;
 pub mod forecast;
 mod job;
 mod prompt_cache;
@@ -114,6 +116,10 @@ pub struct Drawn {
     pub height: usize,
     /// 8-bit RGB, `[height, width, 3]`.
     pub rgb: Vec<u8>,
+    /// How opaque each pixel is, `[height, width]`; `None`: all are.
+    pub alpha: Option<Vec<u8>>,
+    /// What is not as asked for.
+    pub warnings: Vec<String>,
     /// The work it took.
     pub usage: Usage,
     /// Counts as unwritten until dropped.

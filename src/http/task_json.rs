@@ -189,6 +189,7 @@ impl ImageBody {
             denoise: spec.map_or(1.0, |spec| spec.denoise),
             from_image: spec.is_some_and(|spec| spec.source != SourceSpec::Empty),
             cached: image.cached,
+            warnings: Vec::new(),
         }
     }
 }
@@ -242,6 +243,7 @@ pub(super) mod testing {
             bytes: 1000,
             seed: 7,
             cached: index == 0,
+            warnings: Vec::new(),
         });
         let task = Task {
             kind: TaskKind::Expressions,

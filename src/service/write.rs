@@ -20,11 +20,11 @@ impl Service {
     pub(super) async fn write(&self, drawn: Drawn) {
         let Ok(_writing) = self.0.writers.acquire().await else { return };
         let started = Instant::now();
-        let Drawn { job, width, height, rgb, usage, unwritten } = drawn;
+        let Drawn { job, width, height, rgb, alpha, warnings, usage, unwritten } = drawn;
         let spec = std::sync::Arc::clone(&job.spec);
         let recipe = spec.metadata.then(|| self.recipe(&spec));
         let format = spec.format;
-        let encode = move || picture::encode(width, height, &rgb, format, recipe.as_ref());
+        let encode = move || picture::encode(width, height, &rgb, alpha.as_deref(), format, recipe.as_ref());
         let encoding = tokio::task::spawn_blocking(encode);
         let bytes = match encoding.await {
             Ok(Ok(bytes)) => bytes::Bytes::from(bytes),
@@ -41,6 +41,7 @@ impl Service {
             bytes: bytes.len() as u64,
             seed: spec.seed,
             cached: false,
+            warnings,
         };
         let put = || self.0.images.put_image(&id, format, bytes.clone());
         // Whatever is wrong with a folder or bucket, someone can mend it.

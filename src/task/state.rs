@@ -209,6 +209,9 @@ pub struct DrawnImage {
     pub seed: u64,
     /// Whether it came from the expression bank.
     pub cached: bool,
+    /// What is not as asked for: a background that could not be keyed out, say.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// Work done.

@@ -145,6 +145,7 @@ fn drawn(task: &TaskId, index: usize, bytes: u64) -> DrawnImage {
         bytes,
         seed: u64::MAX,
         cached: false,
+        warnings: Vec::new(),
     }
 }
 
