@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, IndexOp, Tensor};
 use darkroom_models::Precision;
+use darkroom_models::adapter::{Adapters, LayerAdapter, NetworkAdapter};
 use darkroom_models::checkpoint::Checkpoint;
 use darkroom_models::controlnet::ControlNet;
 use darkroom_models::unet::{UNet2DConditionModel, UNetConfig, UNetFeatures, UNetInput};
@@ -79,6 +80,7 @@ impl Case {
             context_lengths: None,
             pooled: self.pooled.as_ref(),
             size_ids: self.size_ids.as_ref(),
+            adapters: Adapters::none(),
         }
     }
 }
@@ -237,6 +239,26 @@ fn a_batched_row_equals_the_row_alone_with_its_own_hint() {
             assert_close("row", &row(together, i), alone, BATCH_TOLERANCE);
             assert!(relative_error(other, alone) > 1e-3, "the hint makes no difference");
         }
+    }
+}
+
+#[test]
+fn what_changes_the_unets_layers_leaves_the_controlnet_alone() {
+    let (base, unet) = unet("sdxl");
+    let net = open("sdxl", &base);
+    let cases = Cases::open("controlnet/sdxl_cases.safetensors");
+    let (case, hint) = (Case::open(&cases, "even"), hint(&cases, "even.a.hint"));
+    let bias = Some(Tensor::full(3f32, 8, &Device::Cpu).unwrap());
+    let change = LayerAdapter::Replaced { weight: None, bias };
+    let adapter = NetworkAdapter::new(HashMap::from([("conv_in".to_owned(), change)]));
+    let adapters = Adapters::all(Arc::new(adapter), 2);
+    let input = UNetInput { adapters: &adapters, ..case.input() };
+    let plain = unet.forward(&case.input()).unwrap();
+    assert!(relative_error(&unet.forward(&input).unwrap(), &plain) > 1e-3);
+    let expected = residuals(&net, &case, &hint);
+    let found = net.forward(&input, &net.embed_hint(&hint).unwrap()).unwrap();
+    for (found, expected) in all(&found).into_iter().zip(all(&expected)) {
+        assert_close("adapters", found, expected, 0.0);
     }
 }
 

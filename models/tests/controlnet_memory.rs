@@ -14,6 +14,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use candle_core::{Device, Tensor};
+use darkroom_models::adapter::Adapters;
 use darkroom_models::controlnet::ControlNet;
 use darkroom_models::unet::{UNetConfig, UNetInput};
 use support::{folder, golden};
@@ -90,6 +91,7 @@ fn check() {
             context_lengths: None,
             pooled: Some(&pooled),
             size_ids: Some(&sizes),
+            adapters: Adapters::none(),
         };
         let hint = random(&[ROWS, height, width, 8]);
         net.forward(&input, &hint).unwrap();

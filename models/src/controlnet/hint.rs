@@ -4,6 +4,7 @@ use candle_core::Tensor;
 use darkroom_kernels::{Activation, Conv2dGeometry, Padding, activate};
 
 use super::ControlNetConfig;
+use crate::adapter::Adapters;
 use crate::layers::Conv2d;
 use crate::weights::{Weights, WeightsError};
 
@@ -44,9 +45,9 @@ impl HintEncoder {
     pub(super) fn forward(&self, hint: Tensor) -> candle_core::Result<Tensor> {
         let mut x = hint;
         for convolution in &self.convolutions {
-            x = convolution.forward(&x)?;
+            x = convolution.forward(&x, Adapters::none())?;
             x = activate(&x, Activation::Silu)?;
         }
-        self.last.forward(&x)
+        self.last.forward(&x, Adapters::none())
     }
 }

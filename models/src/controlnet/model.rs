@@ -10,6 +10,7 @@ use darkroom_kernels::Precision;
 use super::config::CELL;
 use super::hint::HintEncoder;
 use super::{ControlNetConfig, ControlNetError, ControlNetFamily, ControlNetKind};
+use crate::adapter::Adapters;
 use crate::checkpoint::{Twins, canonical_names, classify};
 use crate::layers::{Linear, channels_last};
 use crate::unet::{ConditionEmbedding, UNetConfig, UNetEncoder, UNetFeatures, UNetInput};
@@ -122,7 +123,7 @@ impl ControlNet {
 
     /// What to add to the UNet's features for `input`, not scaled yet; channels-last, in the features' order.
     /// `hint` is [`ControlNet::embed_hint`]'s, `[b, h, w, c]`: a row a row of the input. Rows do not influence
-    /// each other.
+    /// each other. The input's adapters, which change the UNet, do not count here.
     pub fn forward(&self, input: &UNetInput<'_>, hint: &Tensor) -> candle_core::Result<UNetFeatures> {
         let (batch, channels, height, width) = input.latent.dims4()?;
         let needed = &self.config.unet;
@@ -137,8 +138,10 @@ impl ControlNet {
         if hint.dims() != embedded {
             bail!("ControlNet: the embedded hint has shape {:?}, but {embedded:?} is needed", hint.dims());
         }
-        let condition = self.embedding.forward(input)?;
-        let stem = self.encoder.stem(&channels_last(input.latent)?)?;
+        // Adapters name the UNet's layers; the layers here share the names but are others.
+        let adapters = Adapters::none();
+        let condition = self.embedding.forward(&UNetInput { adapters, ..*input })?;
+        let stem = self.encoder.stem(&channels_last(input.latent)?, adapters)?;
         let stem = (stem + hint.to_dtype(input.latent.dtype())?)?;
         let UNetFeatures { skips, middle } = self.encoder.forward(stem, &condition)?;
         let skips = skips
@@ -150,7 +153,7 @@ impl ControlNet {
     }
 
     fn project(&self, feature: &Tensor, projection: &Linear) -> candle_core::Result<Tensor> {
-        let projected = projection.forward(feature)?;
+        let projected = projection.forward(feature, Adapters::none())?;
         if !self.config.global_pool_conditions {
             return Ok(projected);
         }
