@@ -10,10 +10,10 @@
 mod support;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
-use darkroom_models::checkpoint::{Layout, ModelKind, inspect};
+use darkroom_models::checkpoint::{Checkpoint, Layout, ModelKind, inspect};
 use darkroom_models::controlnet::{
     ControlNet, ControlNetError, ControlNetFamily, ControlNetForm, ControlNetKind,
 };
@@ -146,6 +146,17 @@ fn inspection_tells_whom_a_controlnet_is_made_for() {
     let kind = inspect(&path).unwrap().controlnet.unwrap();
     assert_eq!(kind.family, ControlNetFamily::Unknown);
     assert_eq!(inspect(&golden("sdxl.safetensors")).unwrap().controlnet, None);
+}
+
+#[test]
+fn the_built_in_controlnet_takes_from_the_built_in_model_what_its_shapes_do_not_show() {
+    let asset = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets").join(name);
+    let base = Checkpoint::open(&asset("tiny-sdxl.safetensors"), &Device::Cpu).unwrap().unet.config;
+    let net = ControlNet::open(&asset("tiny-canny.safetensors"), &base, &Device::Cpu).unwrap();
+    let unet = &net.config().unet;
+    assert_eq!((unet.norm_num_groups, unet.attention_heads.as_slice()), (8, [2, 3, 4].as_slice()));
+    assert_eq!(unet.addition.as_ref().map(|addition| addition.time_embed_dim), Some(32));
+    assert_eq!(net.config().conditioning_embedding_out_channels, [16, 32, 64, 96]);
 }
 
 #[test]

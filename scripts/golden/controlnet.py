@@ -1,7 +1,7 @@
 """Golden files of ControlNets: two for each of the UNets of unet.py, and what these make of their residuals.
 
-The second ones are of the less common kinds: one with fewer transformer layers than its UNet, one whose residuals
-are averaged over the picture ("shuffle").
+The second ones are of the less common kinds: one without any attention, even in the middle; one with attention at
+fewer levels than its UNet, and residuals that are averaged over the picture ("shuffle").
 """
 
 import json
@@ -89,13 +89,14 @@ if __name__ == "__main__":
     (OUT / FOLDER).mkdir(parents=True, exist_ok=True)
     names = {}
     sdxl, sd15 = unet.sdxl(), unet.sd15()
-    small = {
-        "down_block_types": ("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
-        "transformer_layers_per_block": 1,
+    small = {"down_block_types": ("DownBlock2D",) * 3, "mid_block_type": "UNetMidBlock2D"}
+    shuffle = {
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        "global_pool_conditions": True,
     }
     for name, model, second, changes in [
         ("sdxl", sdxl, "sdxl_small", small),
-        ("sd15", sd15, "sd15_shuffle", {"global_pool_conditions": True}),
+        ("sd15", sd15, "sd15_shuffle", shuffle),
     ]:
         nets = [controlnet(model, 40), controlnet(model, 41, **changes)]
         for stem, net in zip((name, second), nets):

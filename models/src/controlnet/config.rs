@@ -18,7 +18,7 @@ pub(super) const CELL: usize = 8;
 #[derive(Debug, Clone, PartialEq)]
 pub struct ControlNetConfig {
     /// The shared part: the UNet's downward half and middle. It may have fewer transformer layers than the
-    /// model's UNet, even none in the middle; `out_channels` is the model's and unused.
+    /// model's UNet, or none; `out_channels` is the model's and unused.
     pub unet: UNetConfig,
     /// Channels of the hint picture (3).
     pub conditioning_channels: usize,

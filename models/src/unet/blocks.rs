@@ -103,11 +103,11 @@ impl DownBlock {
     }
 }
 
-/// The lowest level: a residual block, attention, a residual block.
+/// The lowest level: a residual block, attention, a residual block; without attention, the first alone.
 #[derive(Debug, Clone)]
 pub(super) struct MidBlock {
     first: Stage,
-    second: ResnetBlock,
+    second: Option<ResnetBlock>,
 }
 
 impl MidBlock {
@@ -115,13 +115,20 @@ impl MidBlock {
     pub(super) fn load(config: &UNetConfig, weights: &Weights) -> Result<Self, WeightsError> {
         let mut level = Level::new(config, weights, config.block_out_channels.len() - 1);
         level.depth = config.mid_transformer_layers;
-        Ok(Self { first: level.stage(0, level.channels)?, second: level.resnet(1, level.channels)? })
+        let second = || level.resnet(1, level.channels);
+        Ok(Self {
+            first: level.stage(0, level.channels)?,
+            second: (level.depth > 0).then(second).transpose()?,
+        })
     }
 
     /// `[b, h, w, c]`, the same shape out.
     pub(super) fn forward(&self, x: Tensor, condition: &Condition) -> candle_core::Result<Tensor> {
         let x = self.first.forward(x, condition)?;
-        self.second.forward(x, Some(&condition.time), &condition.adapters)
+        match &self.second {
+            Some(second) => second.forward(x, Some(&condition.time), &condition.adapters),
+            None => Ok(x),
+        }
     }
 }
 

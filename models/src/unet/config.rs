@@ -30,7 +30,8 @@ pub struct UNetConfig {
     /// Transformer layers of each attention block, per down block; 0 is a block without attention. The up
     /// blocks are the same in reverse.
     pub transformer_layers: Vec<usize>,
-    /// Transformer layers of the middle block's attention (at least 1).
+    /// Transformer layers of the middle block's attention: at least 1 in a UNet. A ControlNet may have a middle of
+    /// one residual block alone (0).
     pub mid_transformer_layers: usize,
     /// Attention heads of each level; the middle block has the last level's.
     pub attention_heads: Vec<usize>,

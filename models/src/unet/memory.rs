@@ -151,7 +151,9 @@ impl Walk {
         }
         let lowest = positions[channels.len() - 1];
         self.resnet(lowest, carried, carried);
-        self.attention(lowest, carried, tokens);
+        if config.mid_transformer_layers > 0 {
+            self.attention(lowest, carried, tokens);
+        }
         self.owning_resnet(lowest, carried, carried);
         carried
     }
