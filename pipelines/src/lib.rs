@@ -13,6 +13,7 @@ pub mod noise;
 pub mod pack;
 mod picture;
 mod pipeline;
+pub mod preprocess;
 mod preview;
 pub mod prompt;
 mod request;

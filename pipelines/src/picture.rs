@@ -40,6 +40,12 @@ impl Picture {
         self.data.iter().map(|v| (255.0 * v) as u8).collect()
     }
 
+    /// A picture of the same size. `data` must have as many values as this one's.
+    pub(crate) fn with_data(&self, data: Vec<f32>) -> Self {
+        debug_assert_eq!(data.len(), self.data.len());
+        Self { width: self.width, height: self.height, data }
+    }
+
     /// The part whose sides are multiples of `multiple`, cut evenly from both ends (ComfyUI's
     /// `vae_encode_crop_pixels`).
     pub(crate) fn cropped_to_multiple(&self, multiple: usize) -> Self {
