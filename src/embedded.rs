@@ -9,8 +9,8 @@ use darkroom_models::weights::WeightFile;
 use crate::catalog::AuxiliaryKind;
 
 static WEIGHTS: &[u8] = include_bytes!("../assets/tiny-sdxl.safetensors");
-static TINY_CANNY: &[u8] = include_bytes!("../assets/tiny-canny.safetensors");
-static TINYCHAN: &[u8] = include_bytes!("../assets/lora-tinychan.safetensors");
+static CONTROL_NETS: &[(&str, &[u8])] = &[("tiny-canny", include_bytes!("../assets/tiny-canny.safetensors"))];
+static LORAS: &[(&str, &[u8])] = &[("tinychan", include_bytes!("../assets/lora-tinychan.safetensors"))];
 
 /// Opens it, for networks on `device`.
 pub fn checkpoint(device: &Device) -> Result<Checkpoint, CheckpointError> {
@@ -31,8 +31,8 @@ pub fn bytes() -> u64 {
 /// What is built in of a kind that works beside a model: name and file.
 pub fn auxiliaries(kind: AuxiliaryKind) -> &'static [(&'static str, &'static [u8])] {
     match kind {
-        AuxiliaryKind::Lora => &[("tinychan", TINYCHAN)],
-        AuxiliaryKind::ControlNet => &[("tiny-canny", TINY_CANNY)],
+        AuxiliaryKind::Lora => LORAS,
+        AuxiliaryKind::ControlNet => CONTROL_NETS,
         AuxiliaryKind::Depth | AuxiliaryKind::Detector | AuxiliaryKind::Matting => &[],
     }
 }

@@ -43,7 +43,8 @@ impl Control {
 
     /// Checks that the numbers are some that ComfyUI takes.
     pub(crate) fn validate(&self) -> Result<(), PipelineError> {
-        let refuse = |message: &str| Err(PipelineError::Request { field: "controls", message: message.into() });
+        let refuse =
+            |message: &str| Err(PipelineError::Request { field: "controls", message: message.into() });
         if !self.strength.is_finite() || self.strength.abs() > 100.0 {
             return refuse("strength must be a number within 100");
         }

@@ -52,7 +52,8 @@ impl Denoiser<'_> {
     /// Advances every unfinished sample of `batch` by one network evaluation, in one call. All must have the
     /// same latent shape.
     pub fn step(&self, batch: &mut [&mut Sample]) -> Result<(), PipelineError> {
-        let mut evaluations: Vec<(usize, Evaluation, Option<&Arc<LoraSet>>)> = Vec::with_capacity(batch.len());
+        let mut evaluations: Vec<(usize, Evaluation, Option<&Arc<LoraSet>>)> =
+            Vec::with_capacity(batch.len());
         for (index, sample) in batch.iter().enumerate() {
             if let Some(evaluation) = sample.next_evaluation()? {
                 evaluations.push((index, evaluation, sample.loras().filter(|set| self.is_apart(set))));

@@ -45,13 +45,7 @@ impl LoraSet {
             let (strength, text) = (lora.strength.to_bits(), lora.text_strength.to_bits());
             let _ = write!(name, "{}@{strength:x}/{text:x};", lora.name);
         }
-        Self {
-            name: name.into(),
-            stack,
-            unet: unet.into(),
-            clip_l: clip_l.into(),
-            clip_g: clip_g.into(),
-        }
+        Self { name: name.into(), stack, unet: unet.into(), clip_l: clip_l.into(), clip_g: clip_g.into() }
     }
 
     /// What tells sets of one model apart: the LoRAs' names and strengths, in order.

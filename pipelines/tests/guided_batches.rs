@@ -96,8 +96,7 @@ fn made_up_lora() -> HashMap<String, Tensor> {
 
 /// The embedded ControlNet with other output projections: another network of the same shape.
 fn other_control_net() -> HashMap<String, Tensor> {
-    let mut tensors =
-        candle_core::safetensors::load(asset("tiny-canny.safetensors"), &Device::Cpu).unwrap();
+    let mut tensors = candle_core::safetensors::load(asset("tiny-canny.safetensors"), &Device::Cpu).unwrap();
     for (name, tensor) in &mut tensors {
         if name.starts_with("controlnet_down_blocks") && name.ends_with("weight") {
             *tensor = (&*tensor * -0.7).unwrap();
@@ -216,7 +215,8 @@ fn eight_pictures_with_three_lora_sets_and_two_controlnets_in_one_batch_equal_ea
 fn every_lora_and_every_control_changes_its_own_picture() {
     let model = model();
     for (index, request) in mixed_requests(model).into_iter().enumerate() {
-        let plain = model.draw(&[ImageRequest { loras: None, controls: Vec::new(), ..request.clone() }]).remove(0);
+        let plain =
+            model.draw(&[ImageRequest { loras: None, controls: Vec::new(), ..request.clone() }]).remove(0);
         if request.loras.is_some() {
             let without = model.draw(&[ImageRequest { loras: None, ..request.clone() }]).remove(0);
             let with = model.draw(std::slice::from_ref(&request)).remove(0);
@@ -236,7 +236,8 @@ fn merged_weights_and_adapters_draw_the_same_picture() {
         let set = model.set(stack);
         let request = ImageRequest { loras: Some(set.clone()), ..request("1girl, smile", 1, 5) };
         let adapted = model.draw(std::slice::from_ref(&request)).remove(0);
-        let merged = draw(&model.pipeline.with_merged(&set).unwrap(), std::slice::from_ref(&request)).remove(0);
+        let merged =
+            draw(&model.pipeline.with_merged(&set).unwrap(), std::slice::from_ref(&request)).remove(0);
         let error = relative_error(&merged, &adapted);
         println!("{stack:?}: {error:.1e}");
         assert!(error <= MERGED_TOLERANCE, "{stack:?}: {error}");
@@ -258,7 +259,9 @@ fn merging_leaves_the_base_as_the_file_has_it() {
     let pristine = Checkpoint::open(&asset("tiny-sdxl.safetensors"), &Device::Cpu).unwrap();
     let fresh = Pipeline::load(&pristine, &Device::Cpu).unwrap();
     let mut count = 0;
-    for ((name, held), (fresh_name, stored)) in model.pipeline.unet_weights().iter().zip(fresh.unet_weights().iter()) {
+    for ((name, held), (fresh_name, stored)) in
+        model.pipeline.unet_weights().iter().zip(fresh.unet_weights().iter())
+    {
         assert_eq!((name, held.tensor.dtype()), (fresh_name, stored.tensor.dtype()));
         assert_eq!(bits(&held.tensor), bits(&stored.tensor), "{name}");
         count += 1;

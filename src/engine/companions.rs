@@ -122,10 +122,11 @@ impl Companions {
         thread::Builder::new().name("darkroom-companions".into()).spawn(move || {
             while let Ok((key, load)) = wanted.recv() {
                 let started = Instant::now();
-                let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(load)).unwrap_or_else(|_| {
-                    let message = "loading it ended in a defect; the log has more".to_owned();
-                    Err(TaskError { kind: TaskErrorKind::Internal, message })
-                });
+                let result =
+                    std::panic::catch_unwind(std::panic::AssertUnwindSafe(load)).unwrap_or_else(|_| {
+                        let message = "loading it ended in a defect; the log has more".to_owned();
+                        Err(TaskError { kind: TaskErrorKind::Internal, message })
+                    });
                 tracing::debug!(
                     ?key,
                     seconds = started.elapsed().as_secs_f64(),
@@ -220,9 +221,8 @@ impl Companions {
         specs: &[LoraSpec],
         now: Instant,
     ) -> Want {
-        let strengths = |spec: &LoraSpec| {
-            (spec.lora.clone(), spec.strength.to_bits(), spec.text_strength.to_bits())
-        };
+        let strengths =
+            |spec: &LoraSpec| (spec.lora.clone(), spec.strength.to_bits(), spec.text_strength.to_bits());
         let key = Key::LoraSet { model: Arc::clone(model), stack: specs.iter().map(strengths).collect() };
         if let Some(known) = self.known(&key, now) {
             return known;
@@ -231,14 +231,12 @@ impl Companions {
         let mut waiting = false;
         for spec in specs {
             let key = Key::Lora { model: Arc::clone(model), lora: spec.lora.clone() };
-            let load = || load::lora(&self.catalog, pipeline, &spec.lora);
             match self.known(&key, now) {
                 Some(Want::Ready(Value::Lora(lora))) => loras.push(lora),
                 Some(Want::Failed(error)) => return Want::Failed(error),
                 Some(_) => waiting = true,
                 None => {
-                    let load = load();
-                    self.request(key, load);
+                    self.request(key, load::lora(&self.catalog, pipeline, &spec.lora));
                     waiting = true;
                 }
             }
@@ -276,13 +274,9 @@ impl Companions {
             height,
         };
         match self.known(&key, now) {
-            Some(Want::Ready(Value::Hint(hint))) => Ok(Some(Control {
-                network,
-                hint,
-                strength: spec.strength,
-                start: spec.start,
-                end: spec.end,
-            })),
+            Some(Want::Ready(Value::Hint(hint))) => {
+                Ok(Some(Control { network, hint, strength: spec.strength, start: spec.start, end: spec.end }))
+            }
             Some(Want::Failed(error)) => Err(error),
             Some(_) => Ok(None),
             None => {

@@ -189,7 +189,6 @@ impl ImageBody {
             denoise: spec.map_or(1.0, |spec| spec.denoise),
             from_image: spec.is_some_and(|spec| spec.source != SourceSpec::Empty),
             cached: image.cached,
-            warnings: Vec::new(),
         }
     }
 }

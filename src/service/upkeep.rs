@@ -361,10 +361,8 @@ impl StoredSources {
 impl Sources for StoredSources {
     fn picture(&self, image: &BlobId, what: &str) -> Result<Picture, TaskError> {
         let bytes = self.blob(image)?;
-        let (picture, _) = read_picture_bytes(&bytes, &self.limits, what).map_err(|error| TaskError {
-            kind: TaskErrorKind::InvalidRequest,
-            message: error.to_string(),
-        })?;
+        let (picture, _) = read_picture_bytes(&bytes, &self.limits, what)
+            .map_err(|error| TaskError { kind: TaskErrorKind::InvalidRequest, message: error.to_string() })?;
         Ok(picture)
     }
 

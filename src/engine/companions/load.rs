@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use darkroom_models::Precision;
 use darkroom_models::controlnet::ControlNet;
 use darkroom_models::lora::{Lora, LoraFile};
 use darkroom_pipelines::preprocess::canny::{Canny, CannyMethod};
@@ -113,7 +112,7 @@ fn control_picture(
     let (low, high, method) = match *preprocess {
         Preprocess::None => return Ok(picture.clone()),
         Preprocess::Canny { low, high } => (low, high, CannyMethod::ComfyUi),
-        Preprocess::OpencvCanny { low, high } => (low, high, CannyMethod::OpenCv),
+        Preprocess::OpencvCanny { low, high } => (low, high, CannyMethod::OpenCv { l2_gradient: false }),
         Preprocess::Depth => return Err(invalid("no depth network is there")),
     };
     let scaled = cover(picture, width, height)

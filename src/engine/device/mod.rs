@@ -326,7 +326,10 @@ impl DeviceThread {
         state.residency[self.index] = self.weights.states();
         let metrics = &self.shared.metrics;
         let device = ByDevice { device: self.shared.options.devices[self.index].clone() };
-        metrics.resident_bytes.get_or_create(&device).set((self.weights.bytes() + self.companions.bytes()) as i64);
+        metrics
+            .resident_bytes
+            .get_or_create(&device)
+            .set((self.weights.bytes() + self.companions.bytes()) as i64);
         metrics.evictions.inc_by(self.weights.evictions - self.evictions_counted);
         self.evictions_counted = self.weights.evictions;
     }

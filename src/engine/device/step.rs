@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use darkroom_pipelines::{LatentPreview, LoraSet, Pipeline, Sample};
 
-use super::{Active, DeviceThread, Finished, Phase};
+use super::{DeviceThread, Finished, Phase};
 use crate::engine::companions::Companions;
 use crate::engine::job::BatchKey;
 use crate::engine::queue::Ticket;
@@ -35,7 +35,7 @@ impl DeviceThread {
             }
         }
         let Some(pipeline) = pipeline else { return };
-        let pipeline = merged(&mut self.companions, key, &pipeline, &batch).unwrap_or(pipeline);
+        let pipeline = merged(&mut self.companions, key, &batch).unwrap_or(pipeline);
         let started = Instant::now();
         let mut panicked = false;
         let outcome = in_halves(&mut batch, &mut |part| {
@@ -196,12 +196,7 @@ impl DeviceThread {
 }
 
 /// The model with the LoRAs of `batch` in its weights, where all of it has the same and they are merged already.
-fn merged(
-    companions: &mut Companions,
-    key: &BatchKey,
-    pipeline: &Arc<Pipeline>,
-    batch: &[&mut Sample],
-) -> Option<Arc<Pipeline>> {
+fn merged(companions: &mut Companions, key: &BatchKey, batch: &[&mut Sample]) -> Option<Arc<Pipeline>> {
     let (first, rest) = batch.split_first()?;
     let set = first.loras()?;
     let alike = rest.iter().all(|sample| sample.loras().is_some_and(|other| other.name() == set.name()));
