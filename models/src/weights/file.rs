@@ -11,6 +11,7 @@ use candle_core::{Device, Tensor};
 use half::vec::HalfBitsVecExt;
 use half::{bf16, f16};
 use memmap2::Mmap;
+use safetensors::Dtype;
 
 use super::copy::{self, Element, Order};
 use super::header::{self, Storage};
@@ -141,6 +142,34 @@ impl WeightFile {
         self.read(name, info, None, Order::Stored, &info.shape, device)
     }
 
+    /// The only element of the tensor stored as `name`: settings such as a LoRA's alpha, which are stored in any
+    /// number type.
+    ///
+    /// # Errors
+    /// When it is missing, has more or fewer elements than one, is no number or not finite.
+    pub fn scalar(&self, name: &str) -> Result<f64, WeightsError> {
+        let info = self.info(name)?;
+        if info.elements() != 1 {
+            return Err(WeightsError::Shape {
+                file: self.name.clone(),
+                name: name.to_owned(),
+                found: info.shape.clone(),
+                expected: Vec::new(),
+            });
+        }
+        let Storage::Dense(range) = &info.storage else { return Ok(0.0) };
+        let bytes = self.bytes.all().get(self.data_start + range.start..self.data_start + range.end);
+        let value = scalar(info.dtype, bytes.unwrap_or_default()).ok_or_else(|| WeightsError::Type {
+            file: self.name.clone(),
+            name: name.to_owned(),
+            found: info.dtype.to_string(),
+        })?;
+        if !value.is_finite() {
+            return Err(WeightsError::NotFinite { file: self.name.clone(), name: name.to_owned(), index: 0 });
+        }
+        Ok(value)
+    }
+
     pub(super) fn info(&self, name: &str) -> Result<&TensorInfo, WeightsError> {
         self.header
             .tensors
@@ -226,6 +255,19 @@ impl WeightFile {
             }
         }
     }
+}
+
+/// A number of type `dtype` stored as `bytes`.
+fn scalar(dtype: StoredType, bytes: &[u8]) -> Option<f64> {
+    Some(match dtype {
+        StoredType::F32 => f32::from_le_bytes(*bytes.first_chunk()?).into(),
+        StoredType::F16 => f16::from_le_bytes(*bytes.first_chunk()?).into(),
+        StoredType::BF16 => bf16::from_le_bytes(*bytes.first_chunk()?).into(),
+        StoredType::I64 => i64::from_le_bytes(*bytes.first_chunk()?) as f64,
+        StoredType::Other(Dtype::F64) => f64::from_le_bytes(*bytes.first_chunk()?),
+        StoredType::Other(Dtype::I32) => i32::from_le_bytes(*bytes.first_chunk()?).into(),
+        _ => return None,
+    })
 }
 
 /// The whole table of which only the rows `numbers` are stored.
