@@ -7,6 +7,7 @@ pub mod clip;
 pub mod controlnet;
 mod fields;
 mod layers;
+pub mod lora;
 pub mod tokenizer;
 pub mod unet;
 pub mod vae;

@@ -7,7 +7,7 @@ mod detect;
 mod error;
 mod folder;
 mod inspect;
-mod keys;
+pub(crate) mod keys;
 mod kind;
 mod prediction;
 mod single_file;

@@ -8,15 +8,17 @@ mod controlnet;
 mod unet;
 mod vae;
 
-pub(super) use clip::{clip, is_clip_buffer};
+pub(crate) use clip::clip;
+pub(super) use clip::is_clip_buffer;
 pub(super) use controlnet::{controlnet, last_hint_convolution};
-pub(super) use unet::{layers_per_block, unet};
+pub(super) use unet::layers_per_block;
+pub(crate) use unet::unet;
 pub(super) use vae::{vae, vae_levels};
 
 use crate::weights::Transform;
 
 /// A canonical name, and what makes the stored tensor canonical.
-pub(super) type Mapped = (String, Transform);
+pub(crate) type Mapped = (String, Transform);
 
 /// Splits `12.rest` into the number and the rest.
 fn indexed(name: &str) -> Option<(usize, &str)> {

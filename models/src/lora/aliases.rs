@@ -1,0 +1,216 @@
+//! Which layer a module of a LoRA file means: every spelling of a network's layers, with dots or underscores, ldm,
+//! diffusers or OpenCLIP, behind every prefix that trainers write.
+
+use std::collections::{BTreeSet, HashMap};
+
+use crate::checkpoint::Part;
+use crate::checkpoint::keys;
+use crate::unet::UNetConfig;
+use crate::weights::Transform;
+
+/// A layer that a module means, or the third of a packed projection that goes to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Place {
+    /// Its canonical name, as the network calls it.
+    pub(super) layer: String,
+    /// Which third of the module's rows: 0 is q, 1 is k, 2 is v.
+    pub(super) third: Option<usize>,
+}
+
+/// The spellings of one network's layers, with underscores.
+pub(super) type Spellings = HashMap<String, Vec<Place>>;
+
+/// The spellings of all layers of a model.
+#[derive(Debug, Default)]
+pub(super) struct Aliases {
+    pub(super) unet: Spellings,
+    pub(super) clip_l: Spellings,
+    pub(super) clip_g: Spellings,
+}
+
+/// Prefixes that say which network a module belongs to.
+const PREFIXES: &[(&str, Part)] = &[
+    ("lora_unet_", Part::UNet),
+    ("lycoris_", Part::UNet),
+    ("unet.", Part::UNet),
+    ("model.diffusion_model.", Part::UNet),
+    ("diffusion_model.", Part::UNet),
+    ("lora_te1_", Part::ClipL),
+    ("lora_te2_", Part::ClipG),
+    ("lora_te_", Part::ClipL),
+    ("text_encoder_2.", Part::ClipG),
+    ("text_encoder.", Part::ClipL),
+    ("text_encoders.clip_l.transformer.", Part::ClipL),
+    ("text_encoders.clip_g.transformer.", Part::ClipG),
+    ("clip_l.transformer.", Part::ClipL),
+    ("clip_g.transformer.", Part::ClipG),
+];
+
+/// What PEFT wraps names in.
+const WRAPPER: &str = "base_model.model.";
+
+/// The network that a module's prefix names, and the rest of its name; `None` for names without a known prefix.
+pub(super) fn scope(module: &str) -> (Option<Part>, &str) {
+    let module = module.strip_prefix(WRAPPER).unwrap_or(module);
+    for (prefix, part) in PREFIXES {
+        if let Some(rest) = module.strip_prefix(prefix) {
+            return (Some(*part), rest.strip_prefix(WRAPPER).unwrap_or(rest));
+        }
+    }
+    (None, module)
+}
+
+impl Aliases {
+    /// The layers that `module` means, and the network that they are in.
+    pub(super) fn find(&self, module: &str) -> Option<(Part, &[Place])> {
+        let (part, rest) = scope(module);
+        let spelled = flat(rest);
+        let places = |part| match part {
+            Part::UNet => self.unet.get(&spelled),
+            Part::ClipG => self.clip_g.get(clip_spelling(&spelled)),
+            _ => self.clip_l.get(clip_spelling(&spelled)),
+        };
+        let parts = match part {
+            Some(part) => vec![part],
+            None => vec![Part::UNet, Part::ClipL],
+        };
+        parts.into_iter().find_map(|part| Some((part, places(part)?.as_slice())))
+    }
+}
+
+/// Old diffusers versions name the attention's processor between the attention and its layers.
+fn flat(name: &str) -> String {
+    name.replace(".processor.", ".").replace('.', "_")
+}
+
+fn clip_spelling(spelled: &str) -> &str {
+    spelled.strip_prefix("text_model_").unwrap_or(spelled)
+}
+
+/// The names of layers among the names of tensors. Embedding tables are none: nothing applies changes to them.
+fn layers<'a>(names: impl Iterator<Item = &'a str>) -> impl Iterator<Item = &'a str> {
+    names
+        .filter_map(|name| name.strip_suffix(".weight"))
+        .filter(|layer| !layer.ends_with("_embedding") || !layer.contains("embeddings."))
+}
+
+/// Spellings of a UNet's layers, given the canonical names of its tensors.
+pub(super) fn unet<'a>(names: impl Iterator<Item = &'a str>, config: &UNetConfig) -> Spellings {
+    let ldm = ldm_prefixes(config);
+    let mut spellings = Spellings::new();
+    for layer in layers(names) {
+        let mut add = |spelled: String| {
+            let place = Place { layer: layer.to_owned(), third: None };
+            spellings.entry(spelled).or_insert_with(|| vec![place]);
+        };
+        add(flat(layer));
+        if let Some(bare) = layer.strip_suffix(".to_out.0") {
+            add(flat(bare) + "_to_out");
+        }
+        let dotted = format!("{layer}.");
+        for (end, _) in dotted.match_indices('.') {
+            let (prefix, rest) = dotted.split_at(end + 1);
+            for ldm in ldm.get(prefix).into_iter().flatten() {
+                let spelled = format!("{ldm}{rest}");
+                let spelled = spelled.trim_end_matches('.');
+                add(flat(spelled));
+                if let Some(bare) = spelled.strip_suffix(".to_out.0") {
+                    add(flat(bare) + "_to_out");
+                }
+            }
+        }
+    }
+    spellings
+}
+
+/// What ldm calls the blocks and layers of such a UNet, by canonical prefix (`down_blocks.1.attentions.0.`).
+fn ldm_prefixes(config: &UNetConfig) -> HashMap<String, Vec<String>> {
+    const BLOCK: &[&str] = &[
+        "0.in_layers.0.",
+        "0.in_layers.2.",
+        "0.emb_layers.1.",
+        "0.out_layers.0.",
+        "0.out_layers.3.",
+        "0.skip_connection.",
+        "1.",
+    ];
+    const MIDDLE_END: &[&str] = &[
+        "2.in_layers.0.",
+        "2.in_layers.2.",
+        "2.emb_layers.1.",
+        "2.out_layers.0.",
+        "2.out_layers.3.",
+        "2.skip_connection.",
+    ];
+    const REST: &[&str] = &[
+        "input_blocks.0.0.",
+        "time_embed.0.",
+        "time_embed.2.",
+        "label_emb.0.0.",
+        "label_emb.0.2.",
+        "out.0.",
+        "out.2.",
+    ];
+    let layers = config.layers_per_block;
+    let blocks = config.block_out_channels.len() * (layers + 1);
+    let mut names: Vec<String> = REST.iter().map(ToString::to_string).collect();
+    names.extend(BLOCK.iter().chain(MIDDLE_END).map(|end| format!("middle_block.{end}")));
+    for block in 0..blocks {
+        names.extend(BLOCK.iter().map(|end| format!("input_blocks.{}.{end}", block + 1)));
+        names.push(format!("input_blocks.{}.0.op.", block + 1));
+        names.extend(BLOCK.iter().map(|end| format!("output_blocks.{block}.{end}")));
+        if block % (layers + 1) == layers {
+            // Behind the attention, or behind the residual layer where there is none.
+            let level = block / (layers + 1);
+            let attended = config.transformer_layers.iter().rev().nth(level).is_some_and(|n| *n > 0);
+            names.push(format!("output_blocks.{block}.{}.conv.", if attended { 2 } else { 1 }));
+        }
+    }
+    let mut prefixes: HashMap<String, Vec<String>> = HashMap::new();
+    for name in names {
+        if let Some((canonical, Transform::None)) = keys::unet(&name, layers) {
+            prefixes.entry(canonical).or_default().push(name);
+        }
+    }
+    prefixes
+}
+
+/// Spellings of a text encoder's layers, given the names of its tensors, with or without `text_model.`.
+pub(super) fn clip<'a>(names: impl Iterator<Item = &'a str>) -> Spellings {
+    let mut spellings = Spellings::new();
+    let mut actual: HashMap<String, &str> = HashMap::new();
+    let mut numbers = BTreeSet::new();
+    for layer in layers(names) {
+        let short = layer.strip_prefix("text_model.").unwrap_or(layer);
+        if let Some(number) = short.strip_prefix("encoder.layers.").and_then(|rest| rest.split('.').next()) {
+            numbers.insert(number);
+        }
+        let place = Place { layer: layer.to_owned(), third: None };
+        spellings.insert(flat(short), vec![place]);
+        actual.insert(short.to_owned(), layer);
+    }
+    let mut stored: Vec<(String, usize)> = vec![("ln_final.weight".into(), 1)];
+    for number in numbers {
+        let block = format!("transformer.resblocks.{number}.");
+        stored.push((format!("{block}attn.in_proj_weight"), 3));
+        for layer in ["attn.out_proj", "ln_1", "ln_2", "mlp.c_fc", "mlp.c_proj"] {
+            stored.push((format!("{block}{layer}.weight"), 1));
+        }
+    }
+    for (name, rows) in stored {
+        let mut places = Vec::new();
+        for (canonical, transform) in keys::clip(&name, rows) {
+            let layer = canonical.trim_start_matches("text_model.").trim_end_matches(".weight");
+            let third = match transform {
+                Transform::Rows { start, .. } => Some(start),
+                _ => None,
+            };
+            places.extend(actual.get(layer).map(|layer| Place { layer: (*layer).to_owned(), third }));
+        }
+        let spelled = name.trim_end_matches("_weight").trim_end_matches(".weight");
+        if !places.is_empty() {
+            spellings.entry(flat(spelled)).or_insert(places);
+        }
+    }
+    spellings
+}

@@ -1,0 +1,146 @@
+//! The two ways to apply a stack of LoRAs: changed weights, or an adapter that changes some rows of a batch.
+
+use std::collections::{BTreeSet, HashMap};
+
+use candle_core::{DType, Tensor};
+
+use super::{LoraError, LoraPart, Patch};
+use crate::adapter::{LayerAdapter, NetworkAdapter};
+use crate::weights::{Kept, KeptOrder, KeptTensor};
+
+/// A stack: what each LoRA changes in one network, and how strongly; 0 changes nothing.
+type Stack<'a> = [(&'a LoraPart, f64)];
+
+/// The weights that `stack` changes in `base`, for [`Kept::with_replaced`]: computed in `f32` from the base's own
+/// bytes, one LoRA after the other, and rounded once to the stored type. Works tensor by tensor: beside what it
+/// returns it holds a few `f32` copies of one tensor.
+///
+/// # Errors
+/// When a strength is no number, or the LoRA is bound to another model.
+pub fn merge(base: &Kept, stack: &Stack<'_>) -> Result<HashMap<String, Tensor>, LoraError> {
+    let stack = active(stack)?;
+    let mut merged = HashMap::new();
+    for layer in changed_layers(&stack) {
+        let patches = patches(&stack, layer);
+        let weight = format!("{layer}.weight");
+        if let Some(tensor) = merged_weight(base, layer, &weight, &patches)? {
+            merged.insert(weight, tensor);
+        }
+        let bias = format!("{layer}.bias");
+        if let Some(tensor) = merged_bias(base, layer, &bias, &patches)? {
+            merged.insert(bias, tensor);
+        }
+    }
+    Ok(merged)
+}
+
+/// The same changes for single rows of a batch. Low-rank changes of one layer become one pair of factors, whose
+/// ranks add up; any other change brings the layer's merged weight.
+///
+/// # Errors
+/// As [`merge`].
+pub fn adapter(base: &Kept, stack: &Stack<'_>) -> Result<NetworkAdapter, LoraError> {
+    let stack = active(stack)?;
+    let mut layers = HashMap::new();
+    for layer in changed_layers(&stack) {
+        let patches = patches(&stack, layer);
+        let change = match concatenated(&patches)? {
+            Some(change) => change,
+            None => replaced(base, layer, &patches)?,
+        };
+        layers.insert(layer.to_owned(), change);
+    }
+    Ok(NetworkAdapter::new(layers))
+}
+
+/// The stack without what has no strength.
+fn active<'a>(stack: &Stack<'a>) -> Result<Vec<(&'a LoraPart, f64)>, LoraError> {
+    if let Some((_, strength)) = stack.iter().find(|(_, strength)| !strength.is_finite()) {
+        return Err(LoraError::Strength { strength: *strength });
+    }
+    Ok(stack.iter().copied().filter(|(_, strength)| *strength != 0.0).collect())
+}
+
+fn changed_layers<'a>(stack: &Stack<'a>) -> BTreeSet<&'a str> {
+    stack.iter().flat_map(|(part, _)| part.layers()).collect()
+}
+
+fn patches<'a>(stack: &Stack<'a>, layer: &str) -> Vec<(&'a Patch, f64)> {
+    stack.iter().filter_map(|(part, strength)| Some((part.get(layer)?, *strength))).collect()
+}
+
+fn other_model(base: &Kept, layer: &str) -> LoraError {
+    LoraError::OtherModel { layer: layer.to_owned(), model: base.origin().to_owned() }
+}
+
+/// The layer's weight in `f32` after all changes; `None` when none changes it.
+fn changed_weight<'a>(
+    base: &'a Kept,
+    layer: &str,
+    name: &str,
+    patches: &[(&Patch, f64)],
+) -> Result<Option<(Tensor, &'a KeptTensor)>, LoraError> {
+    let mut changes =
+        patches.iter().filter_map(|(patch, strength)| Some((patch.weight.as_ref()?, *strength)));
+    let Some(first) = changes.next() else { return Ok(None) };
+    let kept = base.get(name).ok_or_else(|| other_model(base, layer))?;
+    let channels_last = kept.order == KeptOrder::ChannelsLast;
+    let mut weight = kept.tensor.to_dtype(DType::F32)?;
+    for (change, strength) in std::iter::once(first).chain(changes) {
+        let changed = change.apply(&weight, channels_last, strength);
+        weight = changed.map_err(|_| other_model(base, layer))?;
+    }
+    Ok(Some((weight, kept)))
+}
+
+fn merged_weight(
+    base: &Kept,
+    layer: &str,
+    name: &str,
+    patches: &[(&Patch, f64)],
+) -> Result<Option<Tensor>, LoraError> {
+    let Some((weight, kept)) = changed_weight(base, layer, name, patches)? else { return Ok(None) };
+    Ok(Some(weight.to_dtype(kept.tensor.dtype())?))
+}
+
+fn merged_bias(
+    base: &Kept,
+    layer: &str,
+    name: &str,
+    patches: &[(&Patch, f64)],
+) -> Result<Option<Tensor>, LoraError> {
+    let mut changes = patches.iter().filter_map(|(patch, strength)| Some((patch.bias.as_ref()?, *strength)));
+    let Some(first) = changes.next() else { return Ok(None) };
+    let kept = base.get(name).ok_or_else(|| other_model(base, layer))?;
+    let mut bias = kept.tensor.to_dtype(DType::F32)?;
+    for (change, strength) in std::iter::once(first).chain(changes) {
+        let change = change.to_dtype(DType::F32)?.affine(strength, 0.0)?;
+        bias = (bias + change).map_err(|_| other_model(base, layer))?;
+    }
+    Ok(Some(bias.to_dtype(kept.tensor.dtype())?))
+}
+
+/// One pair of factors for all of `patches`; `None` when one of them is anything but low-rank.
+fn concatenated(patches: &[(&Patch, f64)]) -> Result<Option<LayerAdapter>, LoraError> {
+    let mut downs = Vec::with_capacity(patches.len());
+    let mut ups = Vec::with_capacity(patches.len());
+    for (patch, strength) in patches {
+        let Some((down, up, scale)) = patch.low_rank() else { return Ok(None) };
+        downs.push(down.to_dtype(DType::F32)?);
+        ups.push(up.to_dtype(DType::F32)?.affine(strength * scale, 0.0)?);
+    }
+    Ok(Some(LayerAdapter::LowRank { down: Tensor::cat(&downs, 0)?, up: Tensor::cat(&ups, 1)? }))
+}
+
+/// The layer with its merged weight and bias.
+fn replaced(base: &Kept, layer: &str, patches: &[(&Patch, f64)]) -> Result<LayerAdapter, LoraError> {
+    let weight = merged_weight(base, layer, &format!("{layer}.weight"), patches)?;
+    // A norm's scale is kept in its stored type and used in f32, as all biases are.
+    let weight = match weight {
+        Some(scale) if scale.rank() == 1 => Some(scale.to_dtype(DType::F32)?),
+        other => other,
+    };
+    let bias = merged_bias(base, layer, &format!("{layer}.bias"), patches)?;
+    let bias = bias.map(|bias| bias.to_dtype(DType::F32)).transpose()?;
+    Ok(LayerAdapter::Replaced { weight, bias })
+}

@@ -1,0 +1,94 @@
+//! LoRA files and their relatives (LoCon, DoRA, LoHa, LoKr, plain differences): read ([`LoraFile`]), bound to the
+//! layers of a model ([`Lora`]), and applied in one of two ways. [`merge()`] makes changed weights, exactly as
+//! ComfyUI does; [`adapter()`] makes the [`crate::adapter::NetworkAdapter`] that single rows of a batch carry.
+//!
+//! Above [`crate::weights`], which reads files and keeps what networks took, and below whoever draws pictures.
+//! Names are told by [`crate::checkpoint`]'s key maps, so that every spelling of a layer that a checkpoint may
+//! have is also one that a LoRA may have.
+
+mod aliases;
+mod apply;
+mod bind;
+mod change;
+mod error;
+mod family;
+mod file;
+mod parts;
+
+use std::collections::BTreeMap;
+
+use crate::unet::UNetConfig;
+use crate::weights::Kept;
+
+pub use apply::{adapter, merge};
+pub use change::Patch;
+pub use error::LoraError;
+pub use family::Family;
+pub use file::{LoraFile, LoraSummary};
+
+/// The networks that a LoRA is for.
+#[derive(Debug, Clone, Copy)]
+pub struct LoraTarget<'a> {
+    /// The UNet's tensors.
+    pub unet: &'a Kept,
+    /// The UNet's shape.
+    pub unet_config: &'a UNetConfig,
+    /// CLIP-L's tensors.
+    pub clip_l: &'a Kept,
+    /// OpenCLIP bigG's tensors, in SDXL.
+    pub clip_g: Option<&'a Kept>,
+}
+
+/// A LoRA whose tensors are on the device, sorted by the layers that they change.
+#[derive(Debug, Clone, Default)]
+pub struct Lora {
+    /// Changes of the UNet.
+    pub unet: LoraPart,
+    /// Changes of CLIP-L.
+    pub clip_l: LoraPart,
+    /// Changes of OpenCLIP bigG.
+    pub clip_g: LoraPart,
+    /// Stored names that fit nothing in the model, in order. They change nothing; whoever binds a LoRA reports
+    /// them.
+    pub unmatched: Vec<String>,
+}
+
+impl Lora {
+    /// Bytes of its tensors.
+    pub fn bytes(&self) -> u64 {
+        [&self.unet, &self.clip_l, &self.clip_g].into_iter().map(LoraPart::bytes).sum()
+    }
+}
+
+/// What a LoRA changes in one network.
+#[derive(Debug, Clone, Default)]
+pub struct LoraPart {
+    layers: BTreeMap<String, Patch>,
+}
+
+impl LoraPart {
+    /// The change to one layer, by canonical name (`down_blocks.1.attentions.0.proj_in`).
+    pub fn get(&self, layer: &str) -> Option<&Patch> {
+        self.layers.get(layer)
+    }
+
+    /// The layers that change.
+    pub fn layers(&self) -> impl Iterator<Item = &str> {
+        self.layers.keys().map(String::as_str)
+    }
+
+    /// How many layers change.
+    pub fn len(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// Whether nothing changes.
+    pub fn is_empty(&self) -> bool {
+        self.layers.is_empty()
+    }
+
+    /// Bytes of its tensors.
+    pub fn bytes(&self) -> u64 {
+        self.layers.values().map(Patch::bytes).sum()
+    }
+}
