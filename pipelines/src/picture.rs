@@ -34,6 +34,11 @@ impl Picture {
         &self.data
     }
 
+    /// The values, to be changed in place.
+    pub(crate) fn data_mut(&mut self) -> &mut [f32] {
+        &mut self.data
+    }
+
     /// Eight-bit RGB as ComfyUI's `SaveImage` makes it: `trunc(clip(255 x, 0, 255))`.
     pub fn to_rgb8(&self) -> Vec<u8> {
         // `as` saturates and truncates, and takes NaN to 0.
@@ -122,6 +127,13 @@ impl Mask {
     pub(crate) fn over(picture: &Picture, value: impl FnMut(usize) -> f32) -> Self {
         let (width, height) = (picture.width, picture.height);
         Self { width, height, data: (0..width * height).map(value).collect() }
+    }
+
+    /// A mask of `value(x, y)`. Neither side may be 0.
+    pub(crate) fn of(width: usize, height: usize, value: impl Fn(usize, usize) -> f32) -> Self {
+        let value = &value;
+        let data = (0..height).flat_map(|y| (0..width).map(move |x| value(x, y))).collect();
+        Self { width, height, data }
     }
 
     /// Bilinear interpolation as torch's (`align_corners=False`, no antialiasing).
