@@ -7,6 +7,7 @@ pub mod background;
 mod conditioning;
 mod control;
 mod denoise;
+pub mod detail;
 mod error;
 mod lora;
 pub mod noise;
