@@ -34,7 +34,7 @@ impl Letterbox {
     }
 
     /// `data: [height, width, 3]` scaled bilinearly (OpenCV's `INTER_LINEAR`: two pixels a side, whatever the
-    /// scale) and padded.
+    /// scale) and padded. In floats throughout, where the reference rounds pictures to eight bits.
     pub(super) fn apply(&self, data: &[f32]) -> Vec<f32> {
         let mut result = vec![PADDING; self.padded.0 * self.padded.1 * 3];
         let columns = taps(self.picture.0, self.scaled.0);
