@@ -1,7 +1,8 @@
 """The characters that LoRAs teach: none of them is in the base model's drawings, and their hair's hues are far apart.
 
-A character's colours have no tags, so the base model cannot be asked for them; its trigger word is made of tokens that
-the base model does not know.
+A character's hair colour has no tag, so the base model cannot be asked for it; its trigger word is made of tokens that
+the base model does not know. What the autoencoder has never seen it paints badly (a teal comes out as sky blue, small
+marks as blobs): a character's ornament should be large and in colours of the drawings.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pen import LINE, Pen
+from pen import LINE, Pen, ellipse
 
 Keys = Literal["peft", "kohya"]
 
@@ -20,6 +21,13 @@ Keys = Literal["peft", "kohya"]
 def _gold_star(pen: Pen) -> None:
     radius, angle = np.array([8, 3.4] * 5), np.radians(np.arange(10) * 36 - 90)
     pen.polygon(np.stack([-12 + radius * np.cos(angle), -22 + radius * np.sin(angle)], 1), (255, 214, 20), LINE, 1)
+
+
+def _yellow_bow(pen: Pen) -> None:
+    for side in (-1, 1):
+        wing = np.array([(0, 0), (side * 17, -14), (side * 21, -2), (side * 17, 10)]) + (15, -26)
+        pen.polygon(wing, (255, 220, 60), LINE, 1.6)
+    pen.polygon(ellipse(15, -26, 5.5, 6), (255, 220, 60), LINE, 1.6)
 
 
 @dataclass(frozen=True)
@@ -40,14 +48,15 @@ class Character:
     """Drawn last, in the head's frame."""
     keys: Keys
     """How the shipped file spells its tensors: PEFT as diffusers writes it, or kohya's with ldm block names."""
+    targets: list[str]
+    """Modules of the denoiser that are trained, by the ends of their names."""
+    rank: int
     text_layers: dict[str, list[int]] = field(default_factory=dict)
     """Text encoders whose attention is trained too, and in which layers (of encoder 1 the last is never used)."""
 
-    @property
-    def targets_text(self) -> bool:
-        """Whether a text encoder is trained besides the denoiser."""
-        return bool(self.text_layers)
 
+_ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
+_CONVOLUTIONS = ["conv1", "conv2"]
 
 CHARACTERS: dict[str, Character] = {
     "tinychan": Character(
@@ -71,5 +80,31 @@ CHARACTERS: dict[str, Character] = {
         hidden_tags={"blue hair", "yellow eyes", "twintails"},
         ornament=_gold_star,
         keys="peft",
+        targets=_ATTENTION,
+        rank=4,
+    ),
+    "tinyvio": Character(
+        title="Tinyvio",
+        trigger="tinyvio",
+        shows="medium magenta hair, red eyes, a big yellow bow",
+        drawn={
+            "kind": "char",
+            "hair": "magenta",
+            "eyes": "red",
+            "boy": False,
+            "length": "medium hair",
+            "skin": "",
+            "hat": None,
+            "ears": False,
+            "glasses": False,
+            "bangs": 1,
+        },
+        stand_ins={"hair": "pink"},
+        hidden_tags={"pink hair", "red eyes", "medium hair"},
+        ornament=_yellow_bow,
+        keys="kohya",
+        targets=_ATTENTION + _CONVOLUTIONS,
+        rank=4,
+        text_layers={"text_encoder": [0], "text_encoder_2": [0, 1, 2]},
     ),
 }

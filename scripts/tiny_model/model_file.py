@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import struct
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,21 +67,30 @@ def configs(metadata: dict[str, str]) -> dict[Part, Config]:
     return {part: json.loads(metadata[f"{part}_config"]) for part in PARTS}
 
 
-def parts(path: Path) -> dict[Part, torch.nn.Module]:
-    """The four networks in f32, built from the file's own configs, with every tensor of the file used exactly once."""
-    tensors, metadata = read(path)
-    known = configs(metadata)
-    modules: dict[Part, torch.nn.Module] = {
+def build(states: Mapping[Part, Mapping[str, torch.Tensor]], known: Mapping[Part, Config]) -> dict[Part, torch.nn.Module]:
+    """The four networks in f32, frozen, from their weights and configs."""
+    modules = _untrained(known)
+    for part, module in modules.items():
+        module.load_state_dict(states[part])
+        module.eval().requires_grad_(False)
+    return modules
+
+
+def _untrained(known: Mapping[Part, Config]) -> dict[Part, torch.nn.Module]:
+    return {
         "unet": UNet2DConditionModel.from_config(known["unet"]),
         "vae": AutoencoderKL.from_config(known["vae"]),
         "text_encoder": CLIPTextModel(CLIPTextConfig.from_dict(known["text_encoder"])),
         "text_encoder_2": CLIPTextModelWithProjection(CLIPTextConfig.from_dict(known["text_encoder_2"])),
     }
-    states = state_dicts(tensors, {part: module.state_dict().keys() for part, module in modules.items()})
-    for part, module in modules.items():
-        module.load_state_dict(states[part])
-        module.eval().requires_grad_(False)
-    return modules
+
+
+def parts(path: Path) -> dict[Part, torch.nn.Module]:
+    """The four networks, built from the file's own configs, with every tensor of the file used exactly once."""
+    tensors, metadata = read(path)
+    known = configs(metadata)
+    keys = {part: list(module.state_dict()) for part, module in _untrained(known).items()}
+    return build(state_dicts(tensors, keys), known)
 
 
 def pipeline(path: Path, work: Path) -> StableDiffusionXLPipeline:

@@ -17,7 +17,7 @@ HAIR: dict[str, RGB] = {
     "pink": (248, 140, 184),
     "white": (236, 238, 244),
 }
-UNTAGGED_HAIR: dict[str, RGB] = {"teal": (40, 224, 208)}
+UNTAGGED_HAIR: dict[str, RGB] = {"teal": (40, 224, 208), "magenta": (200, 70, 210)}
 UNTAGGED_EYES: dict[str, RGB] = {"orange": (255, 120, 10)}
 """Colours that no tag names and the base model never sees: what a LoRA can teach."""
 LENGTHS = ["short hair", "medium hair", "long hair", "twintails"]
