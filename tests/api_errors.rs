@@ -134,6 +134,25 @@ async fn what_is_too_large_or_too_slow_is_refused() {
 }
 
 #[tokio::test]
+async fn a_full_queue_still_answers_repeats_and_packs_that_the_bank_has() {
+    let folder = data();
+    let server = Server::start(folder.path(), ["--queue-max-tasks", "1"]);
+    let pack = json!({"character_prompt": "1girl", "expression_tags": ["sad"], "resolution": "64x64"});
+    let path = "/v1/character-packs/expressions";
+    server.completed(&server.submit(path, &pack).await).await;
+    let repeat =
+        || server.request(Method::POST, "/v1/images").header("Idempotency-Key", "k").json(&long(1)).send();
+    let (_, first) = answer(repeat().await.unwrap()).await;
+    refused(server.post("/v1/images", &small(1)).await, 429, "queue_full").await;
+    let (status, again) = answer(repeat().await.unwrap()).await;
+    assert_eq!((status, &again["task_id"]), (200, &first["task_id"]), "{again}");
+    let (status, known) = answer(server.post(path, &pack).await).await;
+    assert_eq!((status, &known["status"]), (200, &json!("completed")), "{known}");
+    refused(server.post("/v1/images", &small(1)).await, 429, "queue_full").await;
+    server.delete(&format!("/v1/tasks/{}", first["task_id"].as_str().unwrap())).await;
+}
+
+#[tokio::test]
 async fn a_full_queue_says_when_to_come_back() {
     let folder = data();
     let server = Server::start(folder.path(), ["--queue-max-tasks", "2"]);

@@ -23,6 +23,16 @@ pub(super) struct Unfinished {
     pub(super) by_owner: BTreeMap<Owner, usize>,
 }
 
+impl Unfinished {
+    /// Counts tasks in.
+    pub(super) fn add(&mut self, owner: &Owner, count: usize) {
+        if count > 0 {
+            self.total += count;
+            *self.by_owner.entry(owner.clone()).or_default() += count;
+        }
+    }
+}
+
 /// What the store said of a secret, and when.
 type Looked = (Instant, Option<ApiKey>);
 

@@ -2,7 +2,7 @@
 //! pictures. Ties the store (what is promised), the engine (what is drawn) and the listeners together. Knows no
 //! HTTP and no tensors; `http` maps its dialects to this.
 //!
-//! - `submit` is the way in: room, expression bank, store, engine, in this order;
+//! - `submit` is the way in: expression bank, room, store, engine, in this order;
 //! - `progress` hears the engine and tells listeners; `write` brings finished pictures into the store;
 //! - `live` is what only the running server knows of unfinished tasks; `view` puts it together for clients;
 //! - `access` knows keys; `models` the catalog; `upkeep` recovers, sweeps, watches the storage.

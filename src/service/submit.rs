@@ -60,10 +60,14 @@ impl Service {
         if let Some(message) = self.0.storage.problem() {
             return Err(ServiceError::StorageUnavailable { message });
         }
-        let room = self.reserve(owner, submissions.len())?;
         let mut tasks = Vec::with_capacity(submissions.len());
+        let mut new = 0;
         for submission in submissions {
             let drawn = if submission.bypass_bank { Vec::new() } else { self.in_bank(&submission).await? };
+            // A full queue is no reason to refuse what the bank has, or to forget what was accepted before.
+            if drawn.len() < submission.images.len() && !self.is_repeat(owner, &submission).await? {
+                new += 1;
+            }
             let Submission { kind, priority, images, webhook_url, idempotency, .. } = submission;
             let task = NewTask {
                 id: TaskId::new(kind),
@@ -77,6 +81,7 @@ impl Service {
             };
             tasks.push((task, idempotency));
         }
+        let room = self.reserve(owner, new)?;
         let inserted = self.0.store.insert(tasks).await.map_err(|e| self.store_error(e))?;
         let mut submitted = Vec::with_capacity(inserted.len());
         for inserted in inserted {
@@ -99,6 +104,13 @@ impl Service {
             submitted.push(Submitted { view, created });
         }
         Ok(submitted)
+    }
+
+    /// Whether its idempotency key was used before.
+    async fn is_repeat(&self, owner: &Owner, submission: &Submission) -> Result<bool, ServiceError> {
+        let Some(idempotency) = &submission.idempotency else { return Ok(false) };
+        let known = self.0.store.has_idempotency_key(owner, &idempotency.key).await;
+        known.map_err(|e| self.store_error(e))
     }
 
     /// Pictures that the expression bank has.
@@ -150,19 +162,19 @@ impl Service {
         };
         let own_limit = self.task_limit(owner);
         let mut unfinished = self.0.keys.unfinished();
-        if unfinished.total + count > queue.max_tasks {
+        if count > 0 && unfinished.total + count > queue.max_tasks {
             drop(unfinished);
             return Err(full(queue.max_tasks, "the server"));
         }
         let own = unfinished.by_owner.get(owner).copied().unwrap_or(0);
         if let Some(limit) = own_limit
+            && count > 0
             && own + count > limit
         {
             drop(unfinished);
             return Err(full(limit, "this key"));
         }
-        unfinished.total += count;
-        *unfinished.by_owner.entry(owner.clone()).or_default() += count;
+        unfinished.add(owner, count);
         drop(unfinished);
         Ok(Reservation { service: self, owner: owner.clone(), left: count.into() })
     }
@@ -280,7 +292,11 @@ struct Reservation<'s> {
 
 impl Reservation<'_> {
     fn keep_one(&self) {
-        self.left.set(self.left.get().saturating_sub(1));
+        match self.left.get().checked_sub(1) {
+            Some(left) => self.left.set(left),
+            // The bank lost a picture between the look and the insertion, so this task is to be drawn after all.
+            None => self.service.0.keys.unfinished().add(&self.owner, 1),
+        }
     }
 }
 

@@ -61,6 +61,16 @@ impl TaskStore {
         })
         .await
     }
+
+    /// Whether a task of this owner, new or old, has this idempotency key.
+    pub async fn has_idempotency_key(&self, owner: &Owner, key: &str) -> Result<bool, StoreError> {
+        let row = sqlx::query("SELECT 1 FROM tasks WHERE owner = $1 AND idempotency = $2")
+            .bind(owner_text(owner))
+            .bind(digest(key))
+            .fetch_optional(self.reads())
+            .await?;
+        Ok(row.is_some())
+    }
 }
 
 /// A task as it is written, made before its turn comes.

@@ -34,6 +34,10 @@ async fn a_repeated_request_under_its_idempotency_key_is_the_same_task() {
         let inserted = fresh.store.insert(vec![(again, idempotency("key", "request"))]).await.unwrap();
         assert!(matches!(&inserted[..], [Inserted::Existing(task)] if task.id == first.id));
         assert_eq!(fresh.store.count_unfinished(None).await.unwrap(), 1);
+        let known = |owner, key| fresh.store.has_idempotency_key(owner, key);
+        assert!(known(&first.owner, "key").await.unwrap());
+        assert!(!known(&first.owner, "other").await.unwrap());
+        assert!(!known(&Owner::Anyone, "key").await.unwrap());
     }
 }
 
