@@ -32,6 +32,14 @@ pub struct Config {
     pub queue: QueueConfig,
     /// Models, memory and batching.
     pub engine: EngineConfig,
+    /// Pictures that packs follow.
+    pub templates: TemplatesConfig,
+    /// Which ControlNet does what.
+    pub controls: ControlsConfig,
+    /// The detail pass.
+    pub detail: DetailConfig,
+    /// Cutting subjects out.
+    pub background: BackgroundConfig,
     /// Where tasks and pictures are kept, and how long.
     pub storage: StorageConfig,
     /// Who may ask.
@@ -44,11 +52,15 @@ pub struct Config {
 
 impl Config {
     /// All sections, in the struct's order.
-    pub const SECTIONS: [Section; 8] = [
+    pub const SECTIONS: [Section; 12] = [
         ServerConfig::SECTION,
         LimitsConfig::SECTION,
         QueueConfig::SECTION,
         EngineConfig::SECTION,
+        TemplatesConfig::SECTION,
+        ControlsConfig::SECTION,
+        DetailConfig::SECTION,
+        BackgroundConfig::SECTION,
         StorageConfig::SECTION,
         AuthConfig::SECTION,
         OutboundConfig::SECTION,
@@ -113,6 +125,10 @@ section! {
         max_images: usize = 100, least(1);
         /// Requests of one batch.
         max_batch_requests: usize = 100, least(1);
+        /// LoRAs of one picture.
+        loras: usize = 8;
+        /// ControlNets of one picture.
+        controls: usize = 4;
         /// Bytes of a source picture or mask.
         source_bytes: usize = 20 << 20, bytes, least(1);
         /// Pixels of a source picture or mask.
@@ -169,6 +185,45 @@ pub enum PrecisionConfig {
     Full,
     /// bfloat16 products.
     Bf16,
+}
+
+section! {
+    /// Pictures that packs follow.
+    TemplatesConfig in "templates" {
+        /// Folder of template sets, `SET/EXPRESSION.png`; a set there replaces a built-in one of the same name.
+        folder: Option<PathBuf> = None, flag("template-dir");
+        /// Set that requests without one follow.
+        set: String = "default".into();
+    }
+}
+
+section! {
+    /// Which ControlNet does what: ids as `GET /v1/controlnets` lists them. Without one, the first that fits the model
+    /// and says so in its name.
+    ControlsConfig in "controls" {
+        /// ControlNet for edges.
+        canny: Option<String> = None;
+        /// ControlNet for skeletons.
+        openpose: Option<String> = None;
+        /// ControlNet for depth.
+        depth: Option<String> = None;
+    }
+}
+
+section! {
+    /// The detail pass.
+    DetailConfig in "detail" {
+        /// Network that finds faces; without one, the first in the models folder with `face` in its name.
+        detector: Option<String> = None;
+    }
+}
+
+section! {
+    /// Cutting subjects out.
+    BackgroundConfig in "background" {
+        /// Network that finds the subject; without one, the first in the models folder.
+        remover: Option<String> = None;
+    }
 }
 
 section! {
