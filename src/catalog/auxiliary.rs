@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use darkroom_models::weights::{WeightFile, WeightsError};
 
@@ -57,6 +58,8 @@ pub struct AuxiliaryEntry {
     pub kind: AuxiliaryKind,
     /// Bytes of the file.
     pub bytes: u64,
+    /// When the file changed last, where the system knows.
+    pub(super) modified: Option<SystemTime>,
     location: Location,
 }
 
@@ -67,6 +70,11 @@ enum Location {
 }
 
 impl AuxiliaryEntry {
+    /// Whether it is compiled in.
+    pub fn is_built_in(&self) -> bool {
+        matches!(self.location, Location::Embedded(_))
+    }
+
     /// The file's name, for metadata.
     pub fn file_name(&self) -> String {
         format!("{}.safetensors", self.id)
@@ -91,6 +99,7 @@ impl Catalog {
                 id: (*id).to_owned(),
                 kind,
                 bytes: bytes.len() as u64,
+                modified: None,
                 location: Location::Embedded(bytes),
             })
             .collect();
@@ -106,8 +115,10 @@ impl Catalog {
             if !path.is_file() || entries.iter().any(|entry| entry.id == id) {
                 continue;
             }
-            let bytes = std::fs::metadata(&path).map_or(0, |metadata| metadata.len());
-            entries.push(AuxiliaryEntry { id, kind, bytes, location: Location::Path(path) });
+            let metadata = std::fs::metadata(&path).ok();
+            let bytes = metadata.as_ref().map_or(0, std::fs::Metadata::len);
+            let modified = metadata.and_then(|metadata| metadata.modified().ok());
+            entries.push(AuxiliaryEntry { id, kind, bytes, modified, location: Location::Path(path) });
         }
         entries
     }

@@ -2,6 +2,7 @@
 //! found by looking are ever opened, so no request can name a path. Headers are read to say what a file is;
 //! weights are opened by [`Catalog::open`]. Beside `engine`, above `darkroom-models`.
 
+mod about;
 mod auxiliary;
 
 use std::collections::HashMap;
@@ -12,6 +13,7 @@ use std::time::SystemTime;
 use candle_core::Device;
 use darkroom_models::checkpoint::{Checkpoint, CheckpointError, ModelKind, inspect};
 
+pub use about::{About, Width};
 pub use auxiliary::{AuxiliaryEntry, AuxiliaryKind};
 
 use crate::embedded;
@@ -101,6 +103,8 @@ pub struct Catalog {
     default: Option<String>,
     /// What was read of each file, while its size and time stay the same.
     known: Mutex<HashMap<PathBuf, (Stamp, Entry)>>,
+    /// The same of what works beside models, and the widths of models.
+    headers: about::Headers,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -160,8 +164,13 @@ impl Catalog {
             std::fs::read_dir(folder)
                 .map_err(|source| CatalogError::Folder { folder: folder.to_owned(), source })?;
         }
-        let mut catalog =
-            Self { folder: folder.map(Path::to_owned), embedded, default: None, known: Mutex::default() };
+        let mut catalog = Self {
+            folder: folder.map(Path::to_owned),
+            embedded,
+            default: None,
+            known: Mutex::default(),
+            headers: about::Headers::default(),
+        };
         if let Some(id) = default {
             let Some(entry) = catalog.find(id) else {
                 let known: Vec<String> = catalog.list().into_iter().map(|entry| entry.id).collect();

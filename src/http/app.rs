@@ -16,7 +16,9 @@ use super::addresses::Addresses;
 use super::auth::RateLimits;
 use super::error::ApiError;
 use super::extract::kib;
+use super::guides::Guides;
 use super::rules::Rules;
+use super::submit::model_not_found;
 use super::words::{Words, WordsError};
 use crate::config::Config;
 use crate::service::Service;
@@ -106,6 +108,12 @@ impl App {
             body_memory_kib,
             config,
         })))
+    }
+
+    /// What pictures of this model can be guided by.
+    pub(super) fn guides(&self, model: &str) -> Result<Guides<'_>, ApiError> {
+        let fit = self.service.model_fit(model).ok_or_else(|| model_not_found(self, "model", model))?;
+        Ok(Guides::new(&self.service, &self.config, fit))
     }
 
     /// Where clients find pictures, as the client of this request reaches the server.

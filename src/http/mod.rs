@@ -12,6 +12,7 @@ mod bank;
 mod description;
 mod error;
 mod extract;
+mod guides;
 pub mod listen;
 mod observe;
 mod openai;

@@ -35,7 +35,7 @@ pub(super) struct Upload {
 }
 
 /// Reads the picture that `field` gives.
-pub(super) async fn read(app: &App, field: &'static str, text: &str) -> Result<Upload, ApiError> {
+pub(super) async fn read(app: &App, field: &str, text: &str) -> Result<Upload, ApiError> {
     let limits = &app.config.limits;
     let bytes = match given(field, text, limits.source_bytes)? {
         Given::Bytes(bytes) => bytes,
@@ -55,7 +55,8 @@ pub(super) async fn read(app: &App, field: &'static str, text: &str) -> Result<U
         pixels: limits.source_pixels as u64,
         ..ReadLimits::default()
     };
-    let read = app.picture_work(move || look_at(&to_read, &within, field)).await?;
+    let name = field.to_owned();
+    let read = app.picture_work(move || look_at(&to_read, &within, &name)).await?;
     let (width, height, has_alpha) = read.map_err(|error| unreadable(field, &error))?;
     Ok(Upload { id: BlobId::of(&bytes), bytes, width, height, has_alpha })
 }
@@ -66,7 +67,7 @@ enum Given<'a> {
     Address(&'a str),
 }
 
-fn given<'a>(field: &'static str, text: &'a str, limit: usize) -> Result<Given<'a>, ApiError> {
+fn given<'a>(field: &str, text: &'a str, limit: usize) -> Result<Given<'a>, ApiError> {
     let text = text.trim();
     let scheme = text.get(..8).unwrap_or(text).to_ascii_lowercase();
     if scheme.starts_with("http://") || scheme == "https://" {
@@ -97,7 +98,7 @@ fn given<'a>(field: &'static str, text: &'a str, limit: usize) -> Result<Given<'
     Ok(Given::Bytes(bytes.into()))
 }
 
-fn too_large(field: &'static str, limit: usize) -> ApiError {
+fn too_large(field: &str, limit: usize) -> ApiError {
     ApiError::too_large(format!("{field} has more than {limit} bytes")).field(field)
 }
 
@@ -107,7 +108,7 @@ fn look_at(bytes: &[u8], limits: &ReadLimits, name: &str) -> Result<(usize, usiz
     Ok((picture.width(), picture.height(), mask.is_some()))
 }
 
-fn unreadable(field: &'static str, error: &ReadError) -> ApiError {
+fn unreadable(field: &str, error: &ReadError) -> ApiError {
     ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_value", error.to_string())
         .field(field)
         .hint("give a PNG, JPEG, WebP, GIF or BMP within the server's limits")

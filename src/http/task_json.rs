@@ -6,7 +6,8 @@ use utoipa::ToSchema;
 use super::addresses::Addresses;
 use crate::service::TaskView;
 use crate::task::{
-    DrawnImage, ImageFormat, ImageSpec, SourceSpec, Task, TaskError, TaskErrorKind, TaskStatus,
+    Background, ControlSpec, DrawnImage, ImageFormat, ImageSpec, LoraSpec, Preprocess, SourceSpec, Task,
+    TaskError, TaskErrorKind, TaskStatus,
 };
 
 /// A task.
@@ -14,7 +15,7 @@ use crate::task::{
 pub(super) struct TaskBody {
     /// Its id: `expr_0192…`.
     pub(super) task_id: String,
-    /// `images`, `prototypes`, `expressions` or `scene`.
+    /// `images`, `prototypes`, `expressions`, `full_body`, `outfit_change`, `stickers` or `scene`.
     pub(super) kind: &'static str,
     /// `queued`, `processing`, `completed`, `failed` or `cancelled`.
     #[schema(examples("processing"))]
@@ -27,6 +28,8 @@ pub(super) struct TaskBody {
     pub(super) current_step: Option<String>,
     /// How many pictures it has in all.
     pub(super) image_count: usize,
+    /// The prompt of the first picture, after everything that the request's words add.
+    pub(super) prompt: String,
     /// Pictures that are done, in the order they are shown.
     pub(super) images_completed: Vec<CompletedImage>,
     /// The same with everything known about them, when the status is final.
@@ -102,8 +105,65 @@ pub(super) struct ImageBody {
     pub(super) denoise: f64,
     /// Whether it began as a picture.
     pub(super) from_image: bool,
+    /// LoRAs, in the order in which they were applied.
+    pub(super) loras: Vec<LoraBody>,
+    /// ControlNets.
+    pub(super) controls: Vec<ControlBody>,
+    /// Whether places were drawn once more, larger.
+    pub(super) detailed: bool,
+    /// What became of the background: `keep`, `key` or `remove`.
+    pub(super) background: &'static str,
     /// Whether it came from the expression bank.
     pub(super) cached: bool,
+}
+
+/// A LoRA and how strongly it counted.
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+pub(super) struct LoraBody {
+    /// Its id.
+    pub(super) id: String,
+    /// Strength on the denoising network.
+    pub(super) strength: f64,
+    /// Strength on the text encoders.
+    pub(super) text_strength: f64,
+}
+
+/// A ControlNet and how strongly it counted.
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+pub(super) struct ControlBody {
+    /// Its id.
+    pub(super) id: String,
+    /// What was done with its picture first: `none`, `canny`, `opencv_canny` or `depth`.
+    pub(super) preprocess: &'static str,
+    /// How strongly it counted.
+    pub(super) strength: f64,
+    /// Share of the schedule at which it began.
+    pub(super) start: f64,
+    /// Share of the schedule at which it ended.
+    pub(super) end: f64,
+}
+
+impl From<&LoraSpec> for LoraBody {
+    fn from(spec: &LoraSpec) -> Self {
+        Self { id: spec.lora.clone(), strength: spec.strength, text_strength: spec.text_strength }
+    }
+}
+
+impl From<&ControlSpec> for ControlBody {
+    fn from(spec: &ControlSpec) -> Self {
+        Self {
+            id: spec.control.clone(),
+            preprocess: match spec.preprocess {
+                Preprocess::None => "none",
+                Preprocess::Canny { .. } => "canny",
+                Preprocess::OpencvCanny { .. } => "opencv_canny",
+                Preprocess::Depth => "depth",
+            },
+            strength: spec.strength,
+            start: spec.start,
+            end: spec.end,
+        }
+    }
 }
 
 /// Why a task failed.
@@ -144,6 +204,7 @@ impl TaskBody {
             progress: progress(task.status, view.steps_done, view.steps_total),
             current_step: view.current_step.as_deref().map(str::to_owned),
             image_count: task.images.len(),
+            prompt: task.images.first().map(|spec| spec.prompt.clone()).unwrap_or_default(),
             images_completed: drawn
                 .iter()
                 .map(|image| CompletedImage { url: addresses.image(&image.id), index: image.index })
@@ -188,6 +249,16 @@ impl ImageBody {
             scheduler: of(|spec| spec.scheduler.clone()),
             denoise: spec.map_or(1.0, |spec| spec.denoise),
             from_image: spec.is_some_and(|spec| spec.source != SourceSpec::Empty),
+            loras: spec.map(|spec| spec.loras.iter().map(LoraBody::from).collect()).unwrap_or_default(),
+            controls: spec
+                .map(|spec| spec.controls.iter().map(ControlBody::from).collect())
+                .unwrap_or_default(),
+            detailed: spec.is_some_and(|spec| spec.detail.is_some()),
+            background: match spec.map(|spec| &spec.background) {
+                None | Some(Background::Keep) => "keep",
+                Some(Background::Key) => "key",
+                Some(Background::Remove { .. }) => "remove",
+            },
             cached: image.cached,
         }
     }
@@ -306,6 +377,34 @@ mod tests {
         assert_eq!((first["index"].as_u64(), first["seed"].as_u64()), (Some(0), Some(7)));
         assert_eq!((first["format"].as_str(), first["cached"].as_bool()), (Some("png"), Some(true)));
         assert_eq!(first["prompt"], "1girl");
+    }
+
+    #[test]
+    fn a_task_names_its_prompt_loras_and_controls() {
+        let mut guided = view(TaskStatus::Completed, 1, 1);
+        guided.task.images[0].loras =
+            vec![LoraSpec { lora: "mia".into(), strength: 0.8, text_strength: 0.5 }];
+        guided.task.images[0].controls = vec![ControlSpec {
+            control: "canny".into(),
+            image: crate::task::BlobId::of(b"template"),
+            preprocess: Preprocess::OpencvCanny { low: 100.0, high: 200.0 },
+            strength: 0.8,
+            start: 0.0,
+            end: 1.0,
+        }];
+        guided.task.images[0].background = Background::Key;
+        let body = body(&guided);
+        assert_eq!(body["prompt"], "1girl");
+        let image = &body["images"][0];
+        assert_eq!(
+            (&image["loras"][0]["id"], image["loras"][0]["text_strength"].as_f64()),
+            (&"mia".into(), Some(0.5))
+        );
+        assert_eq!(
+            (&image["controls"][0]["id"], &image["controls"][0]["preprocess"]),
+            (&"canny".into(), &"opencv_canny".into())
+        );
+        assert_eq!((image["detailed"].as_bool(), image["background"].as_str()), (Some(false), Some("key")));
     }
 
     #[test]

@@ -5,9 +5,10 @@
 //! - `submit` is the way in: expression bank, room, store, engine, in this order;
 //! - `progress` hears the engine and tells listeners; `write` brings finished pictures into the store;
 //! - `live` is what only the running server knows of unfinished tasks; `view` puts it together for clients;
-//! - `access` knows keys; `models` the catalog; `upkeep` recovers, sweeps, watches the storage.
+//! - `access` knows keys; `models` and `auxiliaries` the catalog; `upkeep` recovers, sweeps, watches the storage.
 
 mod access;
+mod auxiliaries;
 mod live;
 mod models;
 mod progress;
@@ -27,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use crate::store::{ApiKey, Idempotency};
+pub use auxiliaries::{AuxiliaryInfo, ControlType, ModelFit};
 pub use live::Subscription;
 pub use models::{ModelDefaults, ModelInfo, Residency};
 pub use submit::Submitted;

@@ -126,7 +126,7 @@ impl Service {
 }
 
 /// The kind's name as JSON has it: `sdxl`.
-fn family(entry: &Entry) -> String {
+pub(super) fn family(entry: &Entry) -> String {
     serde_json::to_value(entry.kind).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
 }
 

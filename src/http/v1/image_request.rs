@@ -3,6 +3,7 @@
 use serde::Deserialize;
 use utoipa::ToSchema;
 
+use crate::http::guides::{BackgroundName, ControlRequest, DetailRequest, LoraRequest};
 use crate::http::submit::PriorityName;
 
 /// Pictures to draw. Everything but the prompt may be left out; what is left out suits the model.
@@ -53,6 +54,16 @@ pub(in crate::http) struct ImagesRequest {
     /// How much of init_image changes: 0 nothing, 1 all. Default: 0.75, with a mask 1.
     #[schema(minimum = 0, maximum = 1)]
     pub(in crate::http) denoise: Option<f64>,
+    /// LoRAs, applied in this order.
+    #[schema(max_items = 8)]
+    pub(in crate::http) loras: Option<Vec<LoraRequest>>,
+    /// ControlNets; their effects add up.
+    #[schema(max_items = 4)]
+    pub(in crate::http) controls: Option<Vec<ControlRequest>>,
+    /// Faces, or places of your choice, are drawn once more, larger.
+    pub(in crate::http) detail: Option<DetailRequest>,
+    /// What becomes of the background. Transparency needs PNG or WebP.
+    pub(in crate::http) background: Option<BackgroundName>,
     /// How the file is written.
     pub(in crate::http) format: Option<FormatName>,
     /// Of "webp" and "jpeg". WebP without a quality is lossless.

@@ -13,12 +13,13 @@ use crate::http::app::App;
 use crate::http::auth::Client;
 use crate::http::error::ApiError;
 use crate::http::extract::{Body, Params, flag};
+use crate::http::guides::{BackgroundName, Guides};
 use crate::http::rules::{Choices, Start, random_seed, seeds};
 use crate::http::source::{self, Upload};
 use crate::http::submit::{self, Job};
 use crate::http::task_json::TaskBody;
 use crate::service::{Submission, Submitted};
-use crate::task::{ImageFormat, ImageSpec, Inpaint, SourceSpec, TaskKind};
+use crate::task::{ControlSpec, DetailSpec, ImageFormat, ImageSpec, Inpaint, LoraSpec, SourceSpec, TaskKind};
 
 /// ComfyUI's default of `grow_mask_by`.
 const GROW_MASK: u32 = 6;
@@ -95,12 +96,19 @@ pub(in crate::http) struct Drawing {
     request: ImagesRequest,
     image: Option<Upload>,
     mask: Option<Upload>,
+    controls: Vec<Upload>,
 }
 
 impl Drawing {
     /// Reads what the request starts from.
     pub(in crate::http) async fn read(app: &App, request: ImagesRequest) -> Result<Self, ApiError> {
         check_source_fields(&request)?;
+        let asked = request.controls.as_deref().unwrap_or_default();
+        let most = app.config.limits.controls;
+        if asked.len() > most {
+            let message = format!("has {} entries; {most} is the most", asked.len());
+            return Err(ApiError::invalid("controls", message));
+        }
         let image = match &request.init_image {
             Some(text) => Some(source::read(app, "init_image", text).await?),
             None => None,
@@ -109,19 +117,27 @@ impl Drawing {
             Some(text) => Some(source::read(app, "mask", text).await?),
             None => None,
         };
-        Ok(Self { request, image, mask })
+        let mut controls = Vec::with_capacity(asked.len());
+        for (index, control) in asked.iter().enumerate() {
+            controls.push(source::read(app, &format!("controls[{index}].image"), &control.image).await?);
+        }
+        Ok(Self { request, image, mask, controls })
     }
 
     /// Checks everything else, and makes it a submission.
-    pub(in crate::http) fn job(self, app: &App) -> Result<Job, ApiError> {
+    pub(in crate::http) fn job(mut self, app: &App) -> Result<Job, ApiError> {
         let count = self.request.count.unwrap_or(1) as usize;
         app.rules.check_count("count", count)?;
         let priority = self.request.priority.unwrap_or_default().into();
         let webhook_url = submit::webhook(app, "webhook_url", self.request.webhook_url.clone())?;
         let defaults = submit::defaults(app, self.request.model.as_deref())?;
         let first_seed = self.request.seed.unwrap_or_else(random_seed);
-        let (choices, uploads) = self.choices()?;
-        let spec = app.rules.resolve(defaults, choices)?;
+        let guides = app.guides(&defaults.model)?;
+        let guidance = self.guidance(&guides)?;
+        let controls = std::mem::take(&mut self.controls);
+        let (choices, mut uploads) = self.choices()?;
+        uploads.extend(controls.into_iter().map(|control| control.bytes));
+        let spec = guidance.guide(app.rules.resolve(defaults, choices)?, &guides)?;
         Ok(Job {
             submission: Submission {
                 kind: TaskKind::Images,
@@ -133,6 +149,21 @@ impl Drawing {
             },
             uploads,
         })
+    }
+
+    /// What the request says of LoRAs, ControlNets, details and the background, each checked against what there is.
+    fn guidance(&self, guides: &Guides<'_>) -> Result<Guidance, ApiError> {
+        let request = &self.request;
+        let loras = guides.loras("loras", request.loras.as_deref().unwrap_or_default())?;
+        let asked = request.controls.iter().flatten().zip(&self.controls).enumerate();
+        let controls = asked.map(|(index, (control, upload))| {
+            let spec = guides.control_spec(control, upload.id.clone());
+            spec.map_err(|error| error.within(&format!("controls[{index}]")))
+        });
+        let controls = controls.collect::<Result<_, _>>()?;
+        let detail = request.detail.as_ref().map(|detail| guides.detail(detail));
+        let detail = detail.transpose().map_err(|error| error.within("detail"))?;
+        Ok(Guidance { loras, controls, detail, background: request.background.unwrap_or_default() })
     }
 
     fn choices(self) -> Result<(Choices, Vec<Bytes>), ApiError> {
@@ -162,6 +193,22 @@ impl Drawing {
             without_metadata: request.metadata == Some(false),
         };
         Ok((choices, uploads))
+    }
+}
+
+/// What guides a picture beside its prompt.
+struct Guidance {
+    loras: Vec<LoraSpec>,
+    controls: Vec<ControlSpec>,
+    detail: Option<DetailSpec>,
+    background: BackgroundName,
+}
+
+impl Guidance {
+    fn guide(self, spec: ImageSpec, guides: &Guides<'_>) -> Result<ImageSpec, ApiError> {
+        let background = guides.background(self.background, spec.format)?;
+        let Self { loras, controls, detail, .. } = self;
+        Ok(ImageSpec { loras, controls, detail, background, ..spec })
     }
 }
 
@@ -259,7 +306,7 @@ mod tests {
                  "metadata": false, "denoise": 0.5}"#,
         )
         .unwrap();
-        let drawing = Drawing { request, image: Some(upload(false)), mask: None };
+        let drawing = Drawing { request, image: Some(upload(false)), mask: None, controls: Vec::new() };
         let (choices, uploads) = drawing.choices().unwrap();
         assert_eq!(uploads.len(), 1);
         let spec = rules().resolve(defaults(), choices).unwrap();

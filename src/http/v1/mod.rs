@@ -1,5 +1,6 @@
 //! The native API, one file a resource.
 
+mod auxiliaries;
 mod bank;
 mod batch;
 mod character_packs;
@@ -43,6 +44,8 @@ pub(super) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(models::show))
         .routes(routes!(models::load))
         .routes(routes!(models::unload))
+        .routes(routes!(auxiliaries::loras))
+        .routes(routes!(auxiliaries::control_nets))
         .routes(routes!(queue::show))
         .routes(routes!(bank::forget))
 }
