@@ -48,7 +48,7 @@ pub fn encode_png(
     rgb: &[u8],
     chunks: &[TextChunk],
 ) -> Result<Vec<u8>, png::EncodingError> {
-    png_with(Effort::Small, width, height, rgb, chunks)
+    png_with(Effort::Small, width, height, png::ColorType::Rgb, rgb, chunks)
 }
 
 /// What a PNG's compression is to save.
@@ -60,19 +60,20 @@ pub(super) enum Effort {
     Fast,
 }
 
-/// [`encode_png`] with a choice.
+/// [`encode_png`] with a choice of effort and of what a pixel's bytes are.
 pub(super) fn png_with(
     effort: Effort,
     width: usize,
     height: usize,
-    rgb: &[u8],
+    color: png::ColorType,
+    pixels: &[u8],
     chunks: &[TextChunk],
 ) -> Result<Vec<u8>, png::EncodingError> {
-    let mut bytes = Vec::with_capacity(rgb.len() / 2 + 4096);
+    let mut bytes = Vec::with_capacity(pixels.len() / 2 + 4096);
     // A size beyond u32 becomes 0, which the encoder refuses.
     let side = |length: usize| u32::try_from(length).unwrap_or(0);
     let mut encoder = png::Encoder::new(&mut bytes, side(width), side(height));
-    encoder.set_color(png::ColorType::Rgb);
+    encoder.set_color(color);
     encoder.set_depth(png::BitDepth::Eight);
     if let Effort::Fast = effort {
         encoder.set_deflate_compression(png::DeflateCompression::FdeflateUltraFast);
@@ -86,7 +87,7 @@ pub(super) fn png_with(
         }
     }
     let mut writer = encoder.write_header()?;
-    writer.write_image_data(rgb)?;
+    writer.write_image_data(pixels)?;
     writer.finish()?;
     Ok(bytes)
 }

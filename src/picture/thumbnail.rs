@@ -49,7 +49,10 @@ pub fn thumbnail(
     let exact = f64::from(picture.height()) * f64::from(width) / f64::from(picture.width());
     let height = (exact.round() as u32).max(1);
     let small = if picture.color().has_alpha() {
-        let pixels = shrunk(&into_rgba8(picture), width, height);
+        let mut pixels = picture.into_rgba8();
+        premultiply(&mut pixels);
+        let mut pixels = shrunk(&pixels, width, height);
+        unpremultiply(&mut pixels);
         lossy_webp(&webp::Encoder::from_rgba(&pixels, width, height), QUALITY)?
     } else {
         let pixels = shrunk(&picture.into_rgb8(), width, height);
@@ -58,13 +61,26 @@ pub fn thumbnail(
     Ok((small, "image/webp"))
 }
 
-/// Invisible pixels take no colour into the average.
-fn into_rgba8(picture: DynamicImage) -> image::RgbaImage {
-    let mut picture = picture.into_rgba8();
-    for pixel in picture.pixels_mut().filter(|pixel| pixel[3] == 0) {
-        pixel.0 = [0; 4];
+/// Colours multiplied by their alpha, so that they count in averages as much as they are seen: what is invisible
+/// leaves no fringe around what is not.
+fn premultiply(picture: &mut image::RgbaImage) {
+    for pixel in picture.pixels_mut() {
+        let alpha = u32::from(pixel[3]);
+        for value in &mut pixel.0[..3] {
+            *value = ((u32::from(*value) * alpha + 127) / 255) as u8;
+        }
     }
-    picture
+}
+
+/// The reverse, for four bytes a pixel.
+fn unpremultiply(pixels: &mut [u8]) {
+    for pixel in pixels.chunks_exact_mut(4) {
+        let alpha = u32::from(pixel[3]);
+        for value in &mut pixel[..3] {
+            // The filter overshoots at edges.
+            *value = (u32::from(*value) * 255 + alpha / 2).checked_div(alpha).unwrap_or(0).min(255) as u8;
+        }
+    }
 }
 
 fn shrunk<P>(picture: &ImageBuffer<P, Vec<u8>>, width: u32, height: u32) -> Vec<u8>
@@ -141,6 +157,22 @@ mod tests {
         let picture = RgbaImage::from_fn(100, 40, |x, _| Rgba([200, 100, 50, alpha(x)]));
         let picture = small(&png_of(&picture.into()), 20).into_rgba8();
         assert!(picture.get_pixel(2, 4)[3] < 10 && picture.get_pixel(17, 4)[3] > 245);
+    }
+
+    #[test]
+    fn the_colour_of_invisible_pixels_leaves_no_fringe() {
+        // Nothing but white is seen, whatever lies under the invisible part.
+        for (hidden, width) in [([0, 255, 0], 33), ([0, 0, 0], 33), ([0, 255, 0], 20)] {
+            let [r, g, b] = hidden;
+            let picture = RgbaImage::from_fn(100, 40, |x, _| {
+                if x < 50 { Rgba([r, g, b, 0]) } else { Rgba([255, 255, 255, 255]) }
+            });
+            let picture = small(&png_of(&picture.into()), width).into_rgba8();
+            for pixel in picture.pixels().filter(|pixel| pixel[3] > 20) {
+                assert!(pixel.0[..3].iter().all(|value| *value > 235), "{pixel:?} over {hidden:?}");
+            }
+            assert!(picture.pixels().any(|pixel| pixel[3] > 20 && pixel[3] < 235) || width == 20);
+        }
     }
 
     #[test]

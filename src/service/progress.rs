@@ -76,7 +76,7 @@ impl Service {
 
     fn preview(&self, job: JobId, width: usize, height: usize, rgb: Vec<u8>) {
         let service = self.clone();
-        self.0.work.spawn_blocking(move || match picture::encode(width, height, &rgb, PREVIEW, None) {
+        self.0.work.spawn_blocking(move || match picture::encode(width, height, &rgb, None, PREVIEW, None) {
             Ok(jpeg) => {
                 let preview = Preview { index: job.index, jpeg: jpeg.into() };
                 service.0.live.preview(&job.task, preview);
