@@ -10,7 +10,10 @@ use crate::catalog::AuxiliaryKind;
 
 static WEIGHTS: &[u8] = include_bytes!("../assets/tiny-sdxl.safetensors");
 static CONTROL_NETS: &[(&str, &[u8])] = &[("tiny-canny", include_bytes!("../assets/tiny-canny.safetensors"))];
-static LORAS: &[(&str, &[u8])] = &[("tinychan", include_bytes!("../assets/lora-tinychan.safetensors"))];
+static LORAS: &[(&str, &[u8])] = &[
+    ("tinychan", include_bytes!("../assets/lora-tinychan.safetensors")),
+    ("tinyvio", include_bytes!("../assets/lora-tinyvio.safetensors")),
+];
 
 /// Opens it, for networks on `device`.
 pub fn checkpoint(device: &Device) -> Result<Checkpoint, CheckpointError> {

@@ -5,20 +5,37 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use darkroom_models::Precision;
-use darkroom_pipelines::{Limits, Source};
+use darkroom_pipelines::{Limits, Picture, Source};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::*;
-use crate::task::{ImageFormat, ImageSpec, Owner, Priority, SourceSpec, TaskErrorKind, TaskKind};
+use crate::task::{
+    BlobId, ControlSpec, ImageFormat, ImageSpec, LoraSpec, Owner, Preprocess, Priority, SourceSpec,
+    TaskErrorKind, TaskKind,
+};
 
 /// Largest difference of 8-bit values between a picture drawn in a batch and the same drawn alone.
 const TOLERANCE: u8 = 1;
+
+/// The same with LoRAs: alone a picture may be drawn with weights that have them merged in, rounded to `f16`.
+const GUIDED_TOLERANCE: u8 = 6;
 
 struct NoSources;
 
 impl Sources for NoSources {
     fn open(&self, spec: &ImageSpec) -> Result<Source, TaskError> {
         Ok(Source::Empty { width: spec.width, height: spec.height })
+    }
+
+    /// Lines, and squares of the picture's own: something with edges.
+    fn picture(&self, image: &BlobId, what: &str) -> Result<Picture, TaskError> {
+        if *image == BlobId::of(b"gone") {
+            let message = format!("the {what} is gone");
+            return Err(TaskError { kind: TaskErrorKind::Internal, message });
+        }
+        let shift = image.as_str().bytes().map(usize::from).sum::<usize>() % 17;
+        let pixel = |i: usize| if (i % 96 + shift) % 24 < 12 { [1.0; 3] } else { [0.0; 3] };
+        Ok(Picture::new(96, 96, (0..96 * 96).flat_map(pixel).collect()).unwrap())
     }
 }
 
@@ -294,4 +311,92 @@ async fn a_model_is_put_out_for_another_when_both_do_not_fit_and_is_loaded_once_
     assert!(engine.residency().is_empty());
     engine.load("tiny-sdxl").await.unwrap();
     assert!(matches!(engine.residency()["tiny-sdxl"], Residency::Resident { .. }));
+}
+
+fn lora(id: &str, strength: f64) -> LoraSpec {
+    LoraSpec { lora: id.into(), strength, text_strength: strength }
+}
+
+fn control(picture: &[u8], strength: f64) -> ControlSpec {
+    ControlSpec {
+        control: "tiny-canny".into(),
+        image: BlobId::of(picture),
+        preprocess: Preprocess::OpencvCanny { low: 100.0, high: 200.0 },
+        strength,
+        start: 0.0,
+        end: 1.0,
+    }
+}
+
+#[tokio::test]
+async fn pictures_with_loras_and_controls_of_their_own_share_step_batches_and_are_those_drawn_alone() {
+    let guided = |seed, loras: &[LoraSpec], controls: &[ControlSpec]| ImageSpec {
+        loras: loras.to_vec(),
+        controls: controls.to_vec(),
+        ..spec("1girl, smile", 64, 12, seed)
+    };
+    let specs = [
+        guided(1, &[lora("tinychan", 1.0)], &[control(b"a", 0.8)]),
+        guided(2, &[], &[control(b"b", 0.5), control(b"a", 0.4)]),
+        guided(3, &[lora("tinyvio", 0.9)], &[]),
+        guided(4, &[lora("tinychan", 0.5), lora("tinyvio", 0.5)], &[]),
+        guided(5, &[], &[]),
+    ];
+    let jobs: Vec<Job> = specs.into_iter().map(|spec| job(spec, Priority::Standard)).collect();
+    let (engine, mut events, metrics) = start(options());
+    engine.submit(jobs.clone());
+    let together = drawn(&mut events, jobs.len()).await;
+    let batches = metrics.step_batches.load(Ordering::Relaxed);
+    let samples = metrics.stepped_samples.load(Ordering::Relaxed);
+    assert!(samples > 2 * batches, "{samples} samples in {batches} batches");
+    for job in &jobs {
+        engine.submit([job.clone()]);
+        let alone = drawn(&mut events, 1).await;
+        let (batched, alone) = (&together[&job.id.task], &alone[&job.id.task]);
+        let furthest = batched.iter().zip(alone).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
+        assert!(furthest <= GUIDED_TOLERANCE, "{}: {furthest}", job.spec.seed);
+    }
+    engine.stop();
+}
+
+#[tokio::test]
+async fn a_pack_of_one_lora_is_drawn_with_merged_weights_after_a_while() {
+    let (engine, mut events, _) = start(options());
+    let jobs: Vec<Job> = (0..4)
+        .map(|seed| {
+            let loras = vec![lora("tinychan", 1.0)];
+            job(ImageSpec { loras, ..spec("1girl", 64, 30, seed) }, Priority::Standard)
+        })
+        .collect();
+    let alone: Vec<Job> = jobs[..1].to_vec();
+    engine.submit(jobs.clone());
+    let together = drawn(&mut events, 4).await;
+    engine.submit(alone.clone());
+    let again = drawn(&mut events, 1).await;
+    let (a, b) = (&together[&jobs[0].id.task], &again[&alone[0].id.task]);
+    let furthest = a.iter().zip(b).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
+    assert!(furthest <= GUIDED_TOLERANCE, "{furthest}");
+    engine.stop();
+}
+
+#[tokio::test]
+async fn what_a_picture_needs_and_is_not_there_fails_it_and_nothing_else() {
+    let (engine, mut events, _) = start(options());
+    let good = job(spec("1girl", 64, 4, 1), Priority::Standard);
+    let unknown = ImageSpec { loras: vec![lora("nobody", 1.0)], ..spec("1girl", 64, 4, 2) };
+    let gone = ImageSpec { controls: vec![control(b"gone", 1.0)], ..spec("1girl", 64, 4, 3) };
+    let (unknown, gone) = (job(unknown, Priority::Standard), job(gone, Priority::Standard));
+    engine.submit([unknown.clone(), gone.clone(), good.clone()]);
+    let (mut failed, mut finished) = (HashMap::new(), Vec::new());
+    while failed.len() + finished.len() < 3 {
+        match next(&mut events).await {
+            EngineEvent::Failed { job, error } => drop(failed.insert(job.task, error.message)),
+            EngineEvent::Drawn(drawn) => finished.push(drawn.job.id.task.clone()),
+            _ => {}
+        }
+    }
+    assert_eq!(finished, [good.id.task]);
+    assert!(failed[&unknown.id.task].contains("'nobody'"), "{failed:?}");
+    assert!(failed[&gone.id.task].contains("is gone"), "{failed:?}");
+    engine.stop();
 }

@@ -302,7 +302,8 @@ mod tests {
     fn transparency_of_another_size_is_refused_in_every_format() {
         for format in FORMATS {
             for length in [0, 1, WIDTH * HEIGHT - 1, WIDTH * HEIGHT + 1, WIDTH * HEIGHT * 3] {
-                let error = encode(WIDTH, HEIGHT, &rgb(), Some(&vec![255; length]), format, None).unwrap_err();
+                let error =
+                    encode(WIDTH, HEIGHT, &rgb(), Some(&vec![255; length]), format, None).unwrap_err();
                 assert!(matches!(error, EncodeError::Alpha { bytes, .. } if bytes == length), "{error}");
             }
         }
@@ -340,7 +341,8 @@ mod tests {
             assert_eq!(decoded(&bytes).width(), WIDTH as u32);
             let parameters = exif_of(&bytes).and_then(|exif| texts(&exif).0);
             assert_eq!(parameters, kept.then(|| recipe.parameters()), "{letters}");
-            let webp = encode(WIDTH, HEIGHT, &rgb(), None, ImageFormat::Webp { quality: None }, Some(&recipe));
+            let webp =
+                encode(WIDTH, HEIGHT, &rgb(), None, ImageFormat::Webp { quality: None }, Some(&recipe));
             assert_eq!(texts(&exif_of(&webp.unwrap()).unwrap()).1, Some(recipe.comfyui_text()));
         }
     }

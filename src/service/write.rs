@@ -24,7 +24,7 @@ impl Service {
         let spec = std::sync::Arc::clone(&job.spec);
         let recipe = spec.metadata.then(|| self.recipe(&spec));
         let format = spec.format;
-        let encode = move || picture::encode(width, height, &rgb, format, recipe.as_ref());
+        let encode = move || picture::encode(width, height, &rgb, alpha.as_deref(), format, recipe.as_ref());
         let encoding = tokio::task::spawn_blocking(encode);
         let bytes = match encoding.await {
             Ok(Ok(bytes)) => bytes::Bytes::from(bytes),
