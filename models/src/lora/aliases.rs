@@ -214,3 +214,150 @@ pub(super) fn clip<'a>(names: impl Iterator<Item = &'a str>) -> Spellings {
     }
     spellings
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    /// Names of the full-size models' tensors, as diffusers and single files have them.
+    fn full_size(model: &str, part: &str) -> Vec<String> {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/full_size_names.json");
+        let all: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+        all[model][part].as_object().unwrap().keys().cloned().collect()
+    }
+
+    fn config(model: &str) -> UNetConfig {
+        let config = match model {
+            "sdxl" => serde_json::json!({
+                "block_out_channels": [320, 640, 1280],
+                "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+                "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+                "transformer_layers_per_block": [1, 2, 10],
+                "attention_head_dim": [5, 10, 20],
+                "cross_attention_dim": 2048,
+            }),
+            _ => serde_json::json!({ "cross_attention_dim": 768 }),
+        };
+        serde_json::from_value(config).unwrap()
+    }
+
+    fn aliases(model: &str) -> Aliases {
+        let names = |part| full_size(model, part);
+        let clip = |names: Vec<String>| clip(names.iter().map(String::as_str));
+        Aliases {
+            unet: unet(names("unet").iter().map(String::as_str), &config(model)),
+            clip_l: clip(names("text_encoder")),
+            clip_g: if model == "sdxl" { clip(names("text_encoder_2")) } else { Spellings::new() },
+        }
+    }
+
+    fn found(aliases: &Aliases, module: &str) -> (Part, String) {
+        let (part, places) = aliases.find(module).unwrap_or_else(|| panic!("'{module}' fits nothing"));
+        assert_eq!(places.len(), 1, "{module}");
+        (part, places[0].layer.clone())
+    }
+
+    #[test]
+    fn every_layer_of_the_full_size_models_is_found_by_all_its_spellings() {
+        for model in ["sdxl", "sd15"] {
+            let aliases = aliases(model);
+            let mut count = 0;
+            for name in full_size(model, "unet") {
+                let Some(layer) = name.strip_suffix(".weight") else { continue };
+                let flat = layer.replace('.', "_");
+                let processed = layer.replace(".to_", ".processor.to_").replace(".to_out.0", ".to_out");
+                for module in [
+                    format!("lora_unet_{flat}"),
+                    format!("lycoris_{flat}"),
+                    layer.to_owned(),
+                    processed.clone(),
+                    format!("unet.{layer}"),
+                    format!("unet.{processed}"),
+                    format!("base_model.model.{layer}"),
+                    format!("unet.base_model.model.{layer}"),
+                ] {
+                    assert_eq!(found(&aliases, &module), (Part::UNet, layer.to_owned()), "{module}");
+                }
+                count += 1;
+            }
+            assert!(count > 300, "{model} has only {count} layers");
+        }
+    }
+
+    #[test]
+    fn kohyas_names_of_single_file_layers_are_found_in_full_size_models() {
+        for model in ["sdxl", "sd15"] {
+            let (aliases, layers) = (aliases(model), config(model).layers_per_block);
+            let mut seen = BTreeSet::new();
+            for name in full_size(model, "ldm") {
+                let Some(ldm) = name.strip_prefix("model.diffusion_model.") else { continue };
+                let Some(ldm) = ldm.strip_suffix(".weight") else { continue };
+                let (canonical, _) = keys::unet(&format!("{ldm}."), layers).unwrap();
+                let layer = canonical.trim_end_matches('.').to_owned();
+                for module in [
+                    format!("lora_unet_{}", ldm.replace('.', "_")),
+                    format!("diffusion_model.{ldm}"),
+                    format!("model.diffusion_model.{ldm}"),
+                ] {
+                    assert_eq!(found(&aliases, &module), (Part::UNet, layer.clone()), "{module}");
+                }
+                seen.insert(layer);
+            }
+            let all = full_size(model, "unet").iter().filter(|name| name.ends_with(".weight")).count();
+            assert_eq!(seen.len(), all, "{model}");
+        }
+    }
+
+    #[test]
+    fn text_encoder_layers_are_found_by_all_their_spellings() {
+        for (model, part, network, prefixes) in [
+            ("sd15", "text_encoder", Part::ClipL, ["lora_te_", "text_encoder."]),
+            ("sdxl", "text_encoder", Part::ClipL, ["lora_te1_", "text_encoders.clip_l.transformer."]),
+            ("sdxl", "text_encoder_2", Part::ClipG, ["lora_te2_", "text_encoder_2."]),
+        ] {
+            let aliases = aliases(model);
+            for name in full_size(model, part) {
+                let Some(layer) = name.strip_suffix(".weight") else { continue };
+                let [flat, dotted] = prefixes;
+                let modules = [format!("{flat}{}", layer.replace('.', "_")), format!("{dotted}{layer}")];
+                for module in modules {
+                    if layer.contains("embeddings.") {
+                        assert!(aliases.find(&module).is_none(), "{module}");
+                    } else {
+                        assert_eq!(found(&aliases, &module), (network, layer.to_owned()), "{module}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_packed_projection_means_three_layers() {
+        let aliases = aliases("sdxl");
+        let (part, places) = aliases.find("lora_te2_transformer_resblocks_31_attn_in_proj").unwrap();
+        assert_eq!(part, Part::ClipG);
+        let layers: Vec<_> = places.iter().map(|place| (place.layer.as_str(), place.third)).collect();
+        let layer = |name| format!("text_model.encoder.layers.31.self_attn.{name}_proj");
+        let (q, k, v) = (layer("q"), layer("k"), layer("v"));
+        assert_eq!(layers, [(q.as_str(), Some(0)), (k.as_str(), Some(1)), (v.as_str(), Some(2))]);
+        let (_, places) = aliases.find("lora_te2_transformer_resblocks_31_mlp_c_fc").unwrap();
+        assert_eq!(places[0].layer, "text_model.encoder.layers.31.mlp.fc1");
+    }
+
+    #[test]
+    fn layers_that_a_model_does_not_have_are_not_found() {
+        let aliases = aliases("sd15");
+        for module in [
+            "lora_te2_text_model_encoder_layers_0_mlp_fc1",
+            "lora_unet_double_blocks_0_img_attn_qkv",
+            "lora_unet_down_blocks_0_attentions_0_transformer_blocks_1_attn1_to_q",
+            "lora_unet_",
+            "",
+            "base_model.model.",
+        ] {
+            assert!(aliases.find(module).is_none(), "{module}");
+        }
+    }
+}
