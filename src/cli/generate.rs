@@ -15,6 +15,7 @@ use super::run::{Model, Timings, check, limits, save_latents};
 use super::{print_result, source};
 use crate::expressions::Vocabulary;
 use crate::picture::{Recipe, encode_png, save_numbered};
+use crate::task::Background;
 
 /// Most bytes that are read of a prompt file.
 const MAX_PROMPT_FILE: u64 = 4 << 20;
@@ -104,6 +105,10 @@ pub(super) fn recipe(request: &ImageRequest, model: &Model, origin: &crate::pict
         bf16: model.bf16,
         model: model.name.clone(),
         origin: origin.clone(),
+        loras: Vec::new(),
+        controls: Vec::new(),
+        detail: None,
+        background: Background::Keep,
     }
 }
 

@@ -142,19 +142,10 @@ pub(super) mod tests {
     pub(crate) fn recipe(prompt: &str) -> Recipe {
         Recipe {
             prompt: prompt.into(),
-            negative_prompt: "blurry".into(),
             width: 64,
             height: 32,
-            steps: 20,
-            cfg: 7.0,
-            sampler: "euler".into(),
-            scheduler: "normal".into(),
-            seed: 3,
-            denoise: 1.0,
-            clip_skip: None,
-            bf16: false,
             model: "tiny.safetensors".into(),
-            origin: Origin::Empty,
+            ..crate::picture::recipe::tests::recipe(Origin::Empty)
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::{Service, ServiceError};
 pub use crate::catalog::Defaults as ModelDefaults;
-use crate::catalog::Entry;
+use crate::catalog::{AuxiliaryKind, Entry};
 use crate::engine::{self, ModelError};
 
 /// A model as clients see it.
@@ -76,6 +76,11 @@ impl Service {
     /// The file name of a model, as metadata names it.
     pub(super) fn model_file(&self, id: &str) -> String {
         self.0.catalog.find(id).map_or_else(|| id.to_owned(), |entry| entry.file_name())
+    }
+
+    /// The same of what works beside a model.
+    pub(super) fn auxiliary_file(&self, kind: AuxiliaryKind, id: &str) -> String {
+        self.0.catalog.find_auxiliary(kind, id).map_or_else(|| id.to_owned(), |entry| entry.file_name())
     }
 
     /// Brings a model onto the device, and returns when it is there.

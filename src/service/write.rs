@@ -7,10 +7,13 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 
 use super::{Service, ServiceError};
+use crate::catalog::AuxiliaryKind;
 use crate::engine::Drawn;
-use crate::picture::{self, Origin, Recipe};
+use crate::picture::{self, Origin, Recipe, RecipeControl, RecipeLora};
 use crate::store::{ImageStored, StoreError};
-use crate::task::{DrawnImage, ImageSpec, SourceSpec, TaskError, TaskErrorKind, TaskStatus};
+use crate::task::{
+    ControlSpec, DrawnImage, ImageSpec, LoraSpec, SourceSpec, TaskError, TaskErrorKind, TaskStatus,
+};
 
 /// First and longest pause between tries, and how each follows from the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -22,9 +25,13 @@ impl Service {
         let started = Instant::now();
         let Drawn { job, width, height, rgb, alpha, warnings, usage, unwritten } = drawn;
         let spec = std::sync::Arc::clone(&job.spec);
-        let recipe = spec.metadata.then(|| self.recipe(&spec));
         let format = spec.format;
-        let encode = move || picture::encode(width, height, &rgb, alpha.as_deref(), format, recipe.as_ref());
+        let (service, described) = (self.clone(), std::sync::Arc::clone(&spec));
+        let encode = move || {
+            // Looks at the models folder for the names of files.
+            let recipe = described.metadata.then(|| service.recipe(&described));
+            picture::encode(width, height, &rgb, alpha.as_deref(), format, recipe.as_ref())
+        };
         let encoding = tokio::task::spawn_blocking(encode);
         let bytes = match encoding.await {
             Ok(Ok(bytes)) => bytes::Bytes::from(bytes),
@@ -151,6 +158,29 @@ impl Service {
             bf16: self.is_bf16(),
             model: self.model_file(&spec.model),
             origin,
+            loras: spec.loras.iter().map(|lora| self.recipe_lora(lora)).collect(),
+            controls: spec.controls.iter().map(|control| self.recipe_control(control)).collect(),
+            detail: spec.detail.clone(),
+            background: spec.background.clone(),
+        }
+    }
+
+    fn recipe_lora(&self, spec: &LoraSpec) -> RecipeLora {
+        RecipeLora {
+            file: self.auxiliary_file(AuxiliaryKind::Lora, &spec.lora),
+            strength: spec.strength,
+            text_strength: spec.text_strength,
+        }
+    }
+
+    fn recipe_control(&self, spec: &ControlSpec) -> RecipeControl {
+        RecipeControl {
+            file: self.auxiliary_file(AuxiliaryKind::ControlNet, &spec.control),
+            image: spec.image.to_string(),
+            preprocess: spec.preprocess,
+            strength: spec.strength,
+            start: spec.start,
+            end: spec.end,
         }
     }
 
