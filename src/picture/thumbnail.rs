@@ -1,7 +1,7 @@
 //! Small versions of stored pictures, for lists and galleries.
 
 use image::imageops::{self, FilterType};
-use image::{DynamicImage, ImageBuffer, Pixel};
+use image::{ImageBuffer, Pixel};
 
 use super::encode::lossy_webp;
 use super::read::Opened;
@@ -98,7 +98,7 @@ where
 mod tests {
     use std::io::Cursor;
 
-    use image::{ImageFormat, Rgb, RgbImage, Rgba, RgbaImage};
+    use image::{DynamicImage, ImageFormat, Rgb, RgbImage, Rgba, RgbaImage};
 
     use super::*;
 
