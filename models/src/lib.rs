@@ -5,6 +5,7 @@ pub mod adapter;
 pub mod checkpoint;
 pub mod clip;
 pub mod controlnet;
+pub mod depth;
 pub mod face_detector;
 mod fields;
 mod layers;

@@ -10,6 +10,7 @@ mod layout;
 mod linear;
 mod norm;
 mod resample;
+mod resize;
 mod resnet;
 
 pub(crate) use conv2d::Conv2d;
@@ -18,4 +19,5 @@ pub(crate) use layout::{channels_first, channels_last};
 pub(crate) use linear::Linear;
 pub(crate) use norm::{GroupNorm, LayerNorm};
 pub(crate) use resample::{Downsampler, Upsampler};
+pub(crate) use resize::{Interpolation, resize};
 pub(crate) use resnet::ResnetBlock;
