@@ -10,6 +10,7 @@ pub mod face_detector;
 mod fields;
 mod layers;
 pub mod lora;
+pub mod matting;
 pub mod tokenizer;
 pub mod unet;
 pub mod vae;
