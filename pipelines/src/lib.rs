@@ -28,7 +28,7 @@ pub use denoise::Denoiser;
 pub use error::PipelineError;
 pub use lora::{LoraSet, StackedLora};
 pub use picture::{Mask, Picture};
-pub use pipeline::{Pipeline, PromptText, RequestPrompts, SourceLatent, StepReport, WantedPrompt};
+pub use pipeline::{Pipeline, PromptText, RequestPrompts, Rounding, SourceLatent, StepReport, WantedPrompt};
 pub use preview::LatentPreview;
 pub use request::{ImageRequest, InpaintMode, Limits, PIXELS_PER_CELL, Source};
 pub use sample::{Guidance, Sample};

@@ -32,6 +32,7 @@ use crate::sample::{Guidance, Repaint, Sample};
 use crate::sampler::{self, SamplerKind};
 use crate::schedule::{self, ModelSampling, Prediction};
 use loras::KeptWeights;
+pub use loras::Rounding;
 
 /// A text-to-image model, resident and ready. Cloning one shares its weights.
 #[derive(Clone)]

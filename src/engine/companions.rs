@@ -4,6 +4,8 @@
 
 mod load;
 
+pub(super) use load::ROUNDING;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -12,12 +14,19 @@ use std::time::{Duration, Instant};
 
 use candle_core::Tensor;
 use darkroom_models::controlnet::ControlNet;
+use darkroom_models::depth::DepthEstimator;
+use darkroom_models::face_detector::FaceDetector;
 use darkroom_models::lora::Lora;
+use darkroom_models::matting::BackgroundRemover;
 use darkroom_pipelines::{Control, LoraSet, Pipeline};
 
+use super::finish::Finishing;
 use super::sources::Sources;
 use crate::catalog::Catalog;
-use crate::task::{BlobId, ControlSpec, ImageSpec, LoraSpec, TaskError, TaskErrorKind};
+use crate::task::{
+    Background, BlobId, ControlSpec, DetailPlaces, DetailSpec, ImageSpec, LoraSpec, Preprocess, TaskError,
+    TaskErrorKind,
+};
 
 /// How long what could not be loaded is not tried again.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
@@ -33,18 +42,26 @@ pub(super) enum Key {
     Merged { model: Arc<str>, set: Arc<str> },
     /// A ControlNet, shaped for a model.
     ControlNet { model: Arc<str>, control: String },
+    /// A network that finds faces.
+    Detector { detector: String },
+    /// A network that takes backgrounds out.
+    Remover { remover: String },
+    /// The network that estimates depth.
+    Depth,
     /// A picture as a ControlNet sees it.
     Hint { model: Arc<str>, control: String, image: BlobId, preprocess: String, width: usize, height: usize },
 }
 
 impl Key {
-    fn model(&self) -> &str {
+    /// The model that it is for; `None`: for any.
+    fn model(&self) -> Option<&str> {
         match self {
+            Self::Detector { .. } | Self::Remover { .. } | Self::Depth => None,
             Self::Lora { model, .. }
             | Self::LoraSet { model, .. }
             | Self::Merged { model, .. }
             | Self::ControlNet { model, .. }
-            | Self::Hint { model, .. } => model,
+            | Self::Hint { model, .. } => Some(model),
         }
     }
 }
@@ -55,6 +72,9 @@ pub(super) enum Value {
     LoraSet(Arc<LoraSet>),
     Merged(Arc<Pipeline>),
     ControlNet(Arc<ControlNet>),
+    Detector(Arc<FaceDetector>),
+    Remover(Arc<BackgroundRemover>),
+    Depth(Arc<DepthEstimator>),
     Hint(Tensor),
 }
 
@@ -66,6 +86,9 @@ impl Value {
             Self::LoraSet(value) => Arc::strong_count(value) == 1,
             Self::Merged(value) => Arc::strong_count(value) == 1,
             Self::ControlNet(value) => Arc::strong_count(value) == 1,
+            Self::Detector(value) => Arc::strong_count(value) == 1,
+            Self::Remover(value) => Arc::strong_count(value) == 1,
+            Self::Depth(value) => Arc::strong_count(value) == 1,
             Self::Hint(_) => true,
         }
     }
@@ -87,7 +110,7 @@ enum Want {
 /// What a picture needs beside its model.
 pub(super) enum Gathered {
     /// All of it.
-    Ready { loras: Option<Arc<LoraSet>>, controls: Vec<Control> },
+    Ready { loras: Option<Arc<LoraSet>>, controls: Vec<Control>, finishing: Finishing },
     /// Some of it is on its way.
     Waiting,
     /// Some of it cannot be had.
@@ -183,7 +206,7 @@ impl Companions {
 
     /// Forgets what belongs to models that are not there any more.
     pub(super) fn keep_models(&mut self, is_there: impl Fn(&str) -> bool) {
-        self.slots.retain(|key, _| is_there(key.model()));
+        self.slots.retain(|key, _| key.model().is_none_or(&is_there));
     }
 
     /// What `spec` needs beside `pipeline`, which is `model`. Starts loading what is not there.
@@ -198,9 +221,9 @@ impl Companions {
         let mut loras = None;
         if !spec.loras.is_empty() {
             match self.lora_set(model, pipeline, &spec.loras, now) {
-                Want::Ready(Value::LoraSet(set)) => loras = Some(set),
-                Want::Failed(error) => return Gathered::Failed(error),
-                _ => waiting = true,
+                Ok(Some(set)) => loras = Some(set),
+                Ok(None) => waiting = true,
+                Err(error) => return Gathered::Failed(error),
             }
         }
         let mut controls = Vec::with_capacity(spec.controls.len());
@@ -211,7 +234,56 @@ impl Companions {
                 Err(error) => return Gathered::Failed(error),
             }
         }
-        if waiting { Gathered::Waiting } else { Gathered::Ready { loras, controls } }
+        let mut finishing = Finishing::default();
+        match self.finishing(spec, &mut finishing, now) {
+            Ok(all_there) => waiting |= !all_there,
+            Err(error) => return Gathered::Failed(error),
+        }
+        if waiting { Gathered::Waiting } else { Gathered::Ready { loras, controls, finishing } }
+    }
+
+    /// The networks that `spec` needs after it is decoded; whether all are there.
+    fn finishing(
+        &mut self,
+        spec: &ImageSpec,
+        finishing: &mut Finishing,
+        now: Instant,
+    ) -> Result<bool, TaskError> {
+        if let Some(DetailSpec { places: DetailPlaces::Detected { detector, .. }, .. }) = &spec.detail {
+            let key = Key::Detector { detector: detector.clone() };
+            let load = |catalog: &Arc<Catalog>| load::detector(catalog, detector);
+            match self.get(key, load, now)? {
+                Some(Value::Detector(known)) => finishing.detector = Some(known),
+                _ => return Ok(false),
+            }
+        }
+        if let Background::Remove { remover } = &spec.background {
+            let key = Key::Remover { remover: remover.clone() };
+            match self.get(key, |catalog| load::remover(catalog, remover), now)? {
+                Some(Value::Remover(known)) => finishing.remover = Some(known),
+                _ => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
+
+    /// One that is there; else it is asked for.
+    fn get(
+        &mut self,
+        key: Key,
+        load: impl FnOnce(&Arc<Catalog>) -> Load,
+        now: Instant,
+    ) -> Result<Option<Value>, TaskError> {
+        match self.known(&key, now) {
+            Some(Want::Ready(value)) => Ok(Some(value)),
+            Some(Want::Failed(error)) => Err(error),
+            Some(Want::Loading) => Ok(None),
+            None => {
+                let load = load(&self.catalog);
+                self.request(key, load);
+                Ok(None)
+            }
+        }
     }
 
     fn lora_set(
@@ -220,31 +292,29 @@ impl Companions {
         pipeline: &Arc<Pipeline>,
         specs: &[LoraSpec],
         now: Instant,
-    ) -> Want {
+    ) -> Result<Option<Arc<LoraSet>>, TaskError> {
         let strengths =
             |spec: &LoraSpec| (spec.lora.clone(), spec.strength.to_bits(), spec.text_strength.to_bits());
         let key = Key::LoraSet { model: Arc::clone(model), stack: specs.iter().map(strengths).collect() };
-        if let Some(known) = self.known(&key, now) {
-            return known;
+        match self.known(&key, now) {
+            Some(Want::Ready(Value::LoraSet(set))) => return Ok(Some(set)),
+            Some(Want::Failed(error)) => return Err(error),
+            Some(_) => return Ok(None),
+            None => {}
         }
         let mut loras = Vec::with_capacity(specs.len());
-        let mut waiting = false;
         for spec in specs {
             let key = Key::Lora { model: Arc::clone(model), lora: spec.lora.clone() };
-            match self.known(&key, now) {
-                Some(Want::Ready(Value::Lora(lora))) => loras.push(lora),
-                Some(Want::Failed(error)) => return Want::Failed(error),
-                Some(_) => waiting = true,
-                None => {
-                    self.request(key, load::lora(&self.catalog, pipeline, &spec.lora));
-                    waiting = true;
-                }
+            if let Some(Value::Lora(lora)) =
+                self.get(key, |catalog| load::lora(catalog, pipeline, &spec.lora), now)?
+            {
+                loras.push(lora);
             }
         }
-        if !waiting {
+        if loras.len() == specs.len() {
             self.request(key, load::lora_set(pipeline, specs, loras));
         }
-        Want::Loading
+        Ok(None)
     }
 
     fn control(
@@ -256,15 +326,15 @@ impl Companions {
         now: Instant,
     ) -> Result<Option<Control>, TaskError> {
         let key = Key::ControlNet { model: Arc::clone(model), control: spec.control.clone() };
-        let network = match self.known(&key, now) {
-            Some(Want::Ready(Value::ControlNet(network))) => network,
-            Some(Want::Failed(error)) => return Err(error),
-            Some(_) => return Ok(None),
-            None => {
-                self.request(key, load::control_net(&self.catalog, pipeline, &spec.control));
-                return Ok(None);
+        let load = |catalog: &Arc<Catalog>| load::control_net(catalog, pipeline, &spec.control);
+        let Some(Value::ControlNet(network)) = self.get(key, load, now)? else { return Ok(None) };
+        let mut depth = None;
+        if spec.preprocess == Preprocess::Depth {
+            match self.get(Key::Depth, load::depth, now)? {
+                Some(Value::Depth(estimator)) => depth = Some(estimator),
+                _ => return Ok(None),
             }
-        };
+        }
         let key = Key::Hint {
             model: Arc::clone(model),
             control: spec.control.clone(),
@@ -273,18 +343,11 @@ impl Companions {
             width,
             height,
         };
-        match self.known(&key, now) {
-            Some(Want::Ready(Value::Hint(hint))) => {
-                Ok(Some(Control { network, hint, strength: spec.strength, start: spec.start, end: spec.end }))
-            }
-            Some(Want::Failed(error)) => Err(error),
-            Some(_) => Ok(None),
-            None => {
-                let sources = Arc::clone(&self.sources);
-                self.request(key, load::hint(sources, pipeline, network, spec, (width, height)));
-                Ok(None)
-            }
-        }
+        let sources = Arc::clone(&self.sources);
+        let own = Arc::clone(&network);
+        let load = |_: &Arc<Catalog>| load::hint(sources, pipeline, own, depth, spec, (width, height));
+        let Some(Value::Hint(hint)) = self.get(key, load, now)? else { return Ok(None) };
+        Ok(Some(Control { network, hint, strength: spec.strength, start: spec.start, end: spec.end }))
     }
 
     /// `pipeline` with `set` in its weights, if it is there; else it may be asked for.

@@ -9,7 +9,8 @@ use std::time::Instant;
 use candle_core::Tensor;
 use darkroom_pipelines::{Picture, Pipeline, PipelineError};
 
-use super::finish::{self, Pixels};
+use super::detail::{self, Detailed, Looked, Part};
+use super::finish::{self, Finishing, Pixels};
 use super::job::Job;
 use super::split::in_halves;
 use super::{Drawn, EngineEvent, Shared, Unwritten};
@@ -26,18 +27,28 @@ pub(super) struct Finished {
     pub(super) latent: Tensor,
     pub(super) usage: Usage,
     pub(super) unwritten: Unwritten,
+    /// What it needs once it is decoded.
+    pub(super) finishing: Finishing,
+    /// The face of another picture that it is, if it is one.
+    pub(super) part: Option<Part>,
+    /// What side the model draws best, pixels.
+    pub(super) side: usize,
 }
 
-/// Starts the thread; it ends when the sender is dropped.
-pub(super) fn spawn(shared: &Arc<Shared>) -> std::io::Result<(Sender<Finished>, JoinHandle<()>)> {
+/// Starts the thread; it ends when the sender is dropped. Faces to be drawn go to `inbox`.
+pub(super) fn spawn(
+    shared: &Arc<Shared>,
+    inbox: Sender<Vec<Part>>,
+) -> std::io::Result<(Sender<Finished>, JoinHandle<()>)> {
     let (send, receive) = channel();
     let shared = Arc::clone(shared);
-    let thread =
-        thread::Builder::new().name("darkroom-decode".into()).spawn(move || run(&shared, &receive))?;
+    let thread = thread::Builder::new()
+        .name("darkroom-decode".into())
+        .spawn(move || run(&shared, &receive, &inbox))?;
     Ok((send, thread))
 }
 
-fn run(shared: &Shared, latents: &Receiver<Finished>) {
+fn run(shared: &Shared, latents: &Receiver<Finished>, inbox: &Sender<Vec<Part>>) {
     let mut waiting: Vec<Finished> = Vec::new();
     loop {
         if waiting.is_empty() {
@@ -56,11 +67,11 @@ fn run(shared: &Shared, latents: &Receiver<Finished>) {
         };
         let count = waiting.iter().take(MOST).take_while(|other| same(other)).count();
         let batch: Vec<Finished> = waiting.drain(..count).collect();
-        decode(shared, batch);
+        decode(shared, batch, inbox);
     }
 }
 
-fn decode(shared: &Shared, batch: Vec<Finished>) {
+fn decode(shared: &Shared, batch: Vec<Finished>, inbox: &Sender<Vec<Part>>) {
     let started = Instant::now();
     let mut items: Vec<(Finished, Option<Picture>)> = batch.into_iter().map(|f| (f, None)).collect();
     let outcome = in_halves(&mut items, &mut |part| {
@@ -81,35 +92,61 @@ fn decode(shared: &Shared, batch: Vec<Finished>) {
         errors[index] = Some(error);
     }
     for ((finished, picture), error) in items.into_iter().zip(errors) {
-        let Finished { job, mut usage, unwritten, .. } = finished;
+        let Finished { job, mut usage, unwritten, finishing, part, side, .. } = finished;
+        usage.device_seconds += seconds;
         let broken = picture.as_ref().is_some_and(|p| p.data().iter().any(|value| !value.is_finite()));
-        match picture {
-            Some(picture) if !broken => {
-                usage.device_seconds += seconds;
-                let Pixels { rgb, alpha, warnings } = finish::pixels(&picture, &job.spec);
-                usage.pixels += (picture.width() * picture.height()) as u64;
-                shared.tell(EngineEvent::Drawn(Drawn {
-                    width: picture.width(),
-                    height: picture.height(),
-                    rgb,
-                    alpha,
-                    warnings,
-                    job,
-                    usage,
-                    unwritten,
-                }));
+        let picture = match picture {
+            Some(picture) if !broken => Ok(picture),
+            _ => Err(match error {
+                Some(error) => format!("decoding: {error}"),
+                None => "the decoded picture's values are no numbers: the model's VAE is damaged".to_owned(),
+            }),
+        };
+        match (part, picture) {
+            (Some(part), picture) => {
+                if let Some(whole) = part.done(picture, &usage) {
+                    finish(shared, whole);
+                }
             }
-            _ => {
-                let message = match error {
-                    Some(error) => format!("decoding: {error}"),
-                    None => {
-                        "the decoded picture's values are no numbers: the model's VAE is damaged".to_owned()
-                    }
+            (None, Ok(picture)) => {
+                let spec = Arc::clone(&job.spec);
+                let whole = Detailed { job, picture, usage, warnings: Vec::new(), unwritten, finishing };
+                let Some(detail) = &spec.detail else {
+                    finish(shared, whole);
+                    continue;
                 };
+                let started = Instant::now();
+                match detail::look(detail, side, whole) {
+                    Looked::Nothing(whole) => finish(shared, whole),
+                    // The device ends after this thread.
+                    Looked::Parts(parts) => drop(inbox.send(parts)),
+                }
+                shared.metrics.stage("detect", started.elapsed());
+                shared.wake();
+            }
+            (None, Err(message)) => {
                 tracing::error!(task = %job.id.task, index = job.id.index, message, "cannot decode");
                 let error = TaskError { kind: TaskErrorKind::Internal, message };
                 shared.tell(EngineEvent::Failed { job: job.id, error });
             }
         }
     }
+}
+
+/// The last part: what becomes of the background, and the word that a picture is drawn.
+pub(super) fn finish(shared: &Shared, whole: Detailed) {
+    let Detailed { job, picture, mut usage, mut warnings, unwritten, finishing } = whole;
+    let Pixels { rgb, alpha, warnings: more } = finish::pixels(&picture, &job.spec, &finishing);
+    warnings.extend(more);
+    usage.pixels += (picture.width() * picture.height()) as u64;
+    shared.tell(EngineEvent::Drawn(Drawn {
+        width: picture.width(),
+        height: picture.height(),
+        rgb,
+        alpha,
+        warnings,
+        job,
+        usage,
+        unwritten,
+    }));
 }

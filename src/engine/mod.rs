@@ -6,11 +6,13 @@
 //! - `residency` keeps weights under a budget of bytes; `prompt_cache` keeps encoded prompts;
 //! - `companions` keeps LoRAs, ControlNets and their pictures;
 //! - `device` is the thread's loop; `decode` turns finished latents into pictures beside it;
+//! - `detail` draws faces once more, larger;
 //! - `finish` takes backgrounds out;
 //! - `split` gets through a step batch that does not fit or that one sample spoils.
 
 mod companions;
 mod decode;
+mod detail;
 mod device;
 mod finish;
 pub mod forecast;

@@ -175,6 +175,16 @@ impl Queue {
         self.lanes.entry(lane).or_default().push_back(ticket);
     }
 
+    /// Counts in a picture that came about while another was drawn and is never in a lane: a face of it.
+    pub fn adopt(&mut self, job: Job, now: Instant) -> Ticket {
+        self.forecast.add(&job, self.next_sequence);
+        self.forecast.started(&job);
+        *self.running.entry(job.owner.clone()).or_default() += 1;
+        let ticket = Ticket { key: BatchKey::of(&job.spec), job, sequence: self.next_sequence, since: now };
+        self.next_sequence += 1;
+        ticket
+    }
+
     /// The next step batch of a device that has `running` samples. `places` says what it can do for a batch key
     /// (1 at least where ready); `joins` how many pictures may join.
     pub fn next_batch(

@@ -9,16 +9,14 @@ use darkroom_pipelines::{Limits, Picture, Source};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::*;
+use crate::metrics::ByWay;
 use crate::task::{
-    BlobId, ControlSpec, ImageFormat, ImageSpec, LoraSpec, Owner, Preprocess, Priority, SourceSpec,
-    TaskErrorKind, TaskKind,
+    Background, BlobId, ControlSpec, DetailPlaces, DetailSpec, ImageFormat, ImageSpec, LoraSpec, Owner,
+    Preprocess, Priority, SourceSpec, TaskErrorKind, TaskKind,
 };
 
 /// Largest difference of 8-bit values between a picture drawn in a batch and the same drawn alone.
 const TOLERANCE: u8 = 1;
-
-/// The same with LoRAs: alone a picture may be drawn with weights that have them merged in, rounded to `f16`.
-const GUIDED_TOLERANCE: u8 = 6;
 
 struct NoSources;
 
@@ -72,7 +70,7 @@ fn spec(prompt: &str, side: usize, steps: usize, seed: u64) -> ImageSpec {
         loras: Vec::new(),
         controls: Vec::new(),
         detail: None,
-        background: crate::task::Background::Keep,
+        background: Background::Keep,
         format: ImageFormat::Png,
         metadata: false,
         label: None,
@@ -354,14 +352,14 @@ async fn pictures_with_loras_and_controls_of_their_own_share_step_batches_and_ar
         let alone = drawn(&mut events, 1).await;
         let (batched, alone) = (&together[&job.id.task], &alone[&job.id.task]);
         let furthest = batched.iter().zip(alone).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
-        assert!(furthest <= GUIDED_TOLERANCE, "{}: {furthest}", job.spec.seed);
+        assert!(furthest <= TOLERANCE, "{}: {furthest}", job.spec.seed);
     }
     engine.stop();
 }
 
 #[tokio::test]
 async fn a_pack_of_one_lora_is_drawn_with_merged_weights_after_a_while() {
-    let (engine, mut events, _) = start(options());
+    let (engine, mut events, metrics) = start(options());
     let jobs: Vec<Job> = (0..4)
         .map(|seed| {
             let loras = vec![lora("tinychan", 1.0)];
@@ -371,11 +369,21 @@ async fn a_pack_of_one_lora_is_drawn_with_merged_weights_after_a_while() {
     let alone: Vec<Job> = jobs[..1].to_vec();
     engine.submit(jobs.clone());
     let together = drawn(&mut events, 4).await;
+    let steps = |way| metrics.lora_steps.get_or_create(&ByWay { way }).get();
+    assert!(steps("merged") > 0, "{} steps with adapters", steps("adapters"));
+    // Beside a picture without it, the same LoRA is an adapter again.
+    let before = steps("adapters");
+    engine.submit([alone[0].clone(), job(spec("1girl", 64, 30, 9), Priority::Standard)]);
+    let mixed = drawn(&mut events, 2).await;
+    assert!(steps("adapters") > before);
+    let (a, b) = (&together[&jobs[0].id.task], &mixed[&alone[0].id.task]);
+    let furthest = a.iter().zip(b).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
+    assert!(furthest <= TOLERANCE, "{furthest}");
     engine.submit(alone.clone());
     let again = drawn(&mut events, 1).await;
     let (a, b) = (&together[&jobs[0].id.task], &again[&alone[0].id.task]);
     let furthest = a.iter().zip(b).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
-    assert!(furthest <= GUIDED_TOLERANCE, "{furthest}");
+    assert!(furthest <= TOLERANCE, "{furthest}");
     engine.stop();
 }
 
@@ -398,5 +406,72 @@ async fn what_a_picture_needs_and_is_not_there_fails_it_and_nothing_else() {
     assert_eq!(finished, [good.id.task]);
     assert!(failed[&unknown.id.task].contains("'nobody'"), "{failed:?}");
     assert!(failed[&gone.id.task].contains("is gone"), "{failed:?}");
+    engine.stop();
+}
+
+/// A picture with all that the engine says of it.
+async fn drawn_one(events: &mut UnboundedReceiver<EngineEvent>) -> Drawn {
+    loop {
+        match next(events).await {
+            EngineEvent::Drawn(drawn) => return drawn,
+            EngineEvent::Failed { error, .. } => panic!("{error:?}"),
+            _ => {}
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_detail_pass_redraws_the_places_it_is_given_and_nothing_else() {
+    let (engine, mut events, _) = start(options());
+    let side = 128;
+    let plain = spec("1girl, smile", side, 4, 3);
+    let detail = |boxes: &[[f64; 4]]| DetailSpec {
+        places: DetailPlaces::Boxes { boxes: boxes.to_vec() },
+        denoise: 0.6,
+        size: Some(128),
+        crop_factor: 1.5,
+        feather: 4,
+    };
+    engine.submit([job(plain.clone(), Priority::Standard)]);
+    let before = drawn_one(&mut events).await;
+    let spec =
+        ImageSpec { detail: Some(detail(&[[0.1, 0.1, 0.4, 0.4], [0.5, 0.55, 0.75, 0.9]])), ..plain.clone() };
+    engine.submit([job(spec, Priority::Standard)]);
+    let after = drawn_one(&mut events).await;
+    assert_eq!((after.width, after.height, &after.warnings[..]), (side, side, &[][..]));
+    let changed = |x: usize, y: usize| {
+        let at = 3 * (y * side + x);
+        before.rgb[at..at + 3].iter().zip(&after.rgb[at..at + 3]).any(|(a, b)| a != b)
+    };
+    let share = |x: std::ops::Range<usize>, y: std::ops::Range<usize>| {
+        let count = (x.len() * y.len()) as f64;
+        y.flat_map(|y| x.clone().map(move |x| (x, y))).filter(|(x, y)| changed(*x, *y)).count() as f64 / count
+    };
+    assert!(share(20..44, 20..44) > 0.5 && share(70..90, 78..108) > 0.5);
+    assert_eq!(share(104..128, 0..56), 0.0);
+    assert_eq!(share(0..40, 70..128), 0.0);
+    assert!(after.usage.steps > before.usage.steps, "{:?} {:?}", before.usage, after.usage);
+
+    // A place that is too small to show leaves the picture as it was, and says so.
+    let dot = ImageSpec { detail: Some(detail(&[[0.5, 0.5, 0.51, 0.51]])), ..plain };
+    engine.submit([job(dot, Priority::Standard)]);
+    let same = drawn_one(&mut events).await;
+    assert_eq!(same.rgb, before.rgb);
+    assert!(same.warnings[0].contains("no face"), "{:?}", same.warnings);
+    engine.stop();
+}
+
+#[tokio::test]
+async fn a_background_that_is_flat_becomes_transparent_and_one_that_is_not_stays_with_a_warning() {
+    let (engine, mut events, _) = start(options());
+    let key = |prompt: &str| ImageSpec { background: Background::Key, steps: 12, ..spec(prompt, 128, 12, 5) };
+    engine.submit([job(key("1girl, blonde hair, simple background, green background"), Priority::Standard)]);
+    let sticker = drawn_one(&mut events).await;
+    let alpha = sticker.alpha.expect("a flat background");
+    let clear = alpha.iter().filter(|alpha| **alpha == 0).count() as f64 / alpha.len() as f64;
+    assert!((0.1..0.9).contains(&clear) && alpha[0] == 0, "{clear}");
+    engine.submit([job(key("no humans, scenery, forest"), Priority::Standard)]);
+    let scene = drawn_one(&mut events).await;
+    assert!(scene.alpha.is_none() && scene.warnings[0].contains("background stays"), "{:?}", scene.warnings);
     engine.stop();
 }

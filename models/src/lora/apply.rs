@@ -11,23 +11,56 @@ use crate::weights::{Kept, KeptOrder, KeptTensor};
 /// A stack: what each LoRA changes in one network, and how strongly; 0 changes nothing.
 type Stack<'a> = [(&'a LoraPart, f64)];
 
+/// Which type merged weights have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum MergedType {
+    Stored,
+    Full,
+}
+
+impl MergedType {
+    fn of(self, stored: &Tensor) -> DType {
+        match self {
+            Self::Stored => stored.dtype(),
+            Self::Full => DType::F32,
+        }
+    }
+}
+
 /// The weights that `stack` changes in `base`, for [`Kept::with_replaced`]: computed in `f32` from the base's own
-/// bytes, one LoRA after the other, and rounded once to the stored type. Works tensor by tensor: beside what it
-/// returns it holds a few `f32` copies of one tensor.
+/// bytes, one LoRA after the other, and rounded once to the stored type, as ComfyUI does. Works tensor by tensor:
+/// beside what it returns it holds a few `f32` copies of one tensor.
 ///
 /// # Errors
 /// When a strength is no number, or the LoRA is bound to another model.
 pub fn merge(base: &Kept, stack: &Stack<'_>) -> Result<HashMap<String, Tensor>, LoraError> {
+    merge_to(base, stack, MergedType::Stored)
+}
+
+/// The same without the rounding, in `f32` whatever the stored type: what is drawn with these weights equals what
+/// [`adapter`]s draw.
+///
+/// # Errors
+/// As [`merge`].
+pub fn merge_unrounded(base: &Kept, stack: &Stack<'_>) -> Result<HashMap<String, Tensor>, LoraError> {
+    merge_to(base, stack, MergedType::Full)
+}
+
+fn merge_to(
+    base: &Kept,
+    stack: &Stack<'_>,
+    merged_type: MergedType,
+) -> Result<HashMap<String, Tensor>, LoraError> {
     let stack = active(stack)?;
     let mut merged = HashMap::new();
     for layer in changed_layers(&stack) {
         let patches = patches(&stack, layer);
         let weight = format!("{layer}.weight");
-        if let Some(tensor) = merged_weight(base, layer, &weight, &patches)? {
+        if let Some(tensor) = merged_weight(base, layer, &weight, &patches, merged_type)? {
             merged.insert(weight, tensor);
         }
         let bias = format!("{layer}.bias");
-        if let Some(tensor) = merged_bias(base, layer, &bias, &patches)? {
+        if let Some(tensor) = merged_bias(base, layer, &bias, &patches, merged_type)? {
             merged.insert(bias, tensor);
         }
     }
@@ -98,9 +131,10 @@ fn merged_weight(
     layer: &str,
     name: &str,
     patches: &[(&Patch, f64)],
+    merged_type: MergedType,
 ) -> Result<Option<Tensor>, LoraError> {
     let Some((weight, kept)) = changed_weight(base, layer, name, patches)? else { return Ok(None) };
-    Ok(Some(weight.to_dtype(kept.tensor.dtype())?))
+    Ok(Some(weight.to_dtype(merged_type.of(&kept.tensor))?))
 }
 
 fn merged_bias(
@@ -108,6 +142,7 @@ fn merged_bias(
     layer: &str,
     name: &str,
     patches: &[(&Patch, f64)],
+    merged_type: MergedType,
 ) -> Result<Option<Tensor>, LoraError> {
     let mut changes = patches.iter().filter_map(|(patch, strength)| Some((patch.bias.as_ref()?, *strength)));
     let Some(first) = changes.next() else { return Ok(None) };
@@ -117,7 +152,7 @@ fn merged_bias(
         let change = change.to_dtype(DType::F32)?.affine(strength, 0.0)?;
         bias = (bias + change).map_err(|_| other_model(base, layer))?;
     }
-    Ok(Some(bias.to_dtype(kept.tensor.dtype())?))
+    Ok(Some(bias.to_dtype(merged_type.of(&kept.tensor))?))
 }
 
 /// One pair of factors for all of `patches`; `None` when one of them is anything but low-rank.
@@ -134,13 +169,13 @@ fn concatenated(patches: &[(&Patch, f64)]) -> Result<Option<LayerAdapter>, LoraE
 
 /// The layer with its merged weight and bias.
 fn replaced(base: &Kept, layer: &str, patches: &[(&Patch, f64)]) -> Result<LayerAdapter, LoraError> {
-    let weight = merged_weight(base, layer, &format!("{layer}.weight"), patches)?;
+    let weight = merged_weight(base, layer, &format!("{layer}.weight"), patches, MergedType::Full)?;
     // A norm's scale is kept in its stored type and used in f32, as all biases are.
     let weight = match weight {
         Some(scale) if scale.rank() == 1 => Some(scale.to_dtype(DType::F32)?),
         other => other,
     };
-    let bias = merged_bias(base, layer, &format!("{layer}.bias"), patches)?;
+    let bias = merged_bias(base, layer, &format!("{layer}.bias"), patches, MergedType::Full)?;
     let bias = bias.map(|bias| bias.to_dtype(DType::F32)).transpose()?;
     Ok(LayerAdapter::Replaced { weight, bias })
 }

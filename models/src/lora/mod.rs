@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 use crate::unet::UNetConfig;
 use crate::weights::Kept;
 
-pub use apply::{adapter, merge};
+pub use apply::{adapter, merge, merge_unrounded};
 pub use change::Patch;
 pub use error::LoraError;
 pub use family::Family;

@@ -4,11 +4,21 @@ use std::sync::Arc;
 
 use darkroom_models::lora::{self, Lora, LoraFile, LoraPart, LoraTarget};
 use darkroom_models::unet::UNet2DConditionModel;
-use darkroom_models::weights::Kept;
+use darkroom_models::weights::{Kept, KeptTensor};
 
 use super::Pipeline;
 use crate::PipelineError;
 use crate::lora::{LoraSet, StackedLora};
+
+/// What becomes of merged weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rounding {
+    /// Each is rounded once to the type that the model's file stores it in, as ComfyUI does: they take no more memory
+    /// than the model's own.
+    ToStored,
+    /// They stay in `f32`: what is drawn equals what adapters draw, to the last bits of a product.
+    None,
+}
 
 /// What the networks took from the model's file, unchanged.
 pub(super) struct KeptWeights {
@@ -47,11 +57,14 @@ impl Pipeline {
         Ok(LoraSet::new(stack, unet, clip_l, clip_g))
     }
 
-    /// This pipeline with a stack merged into its UNet's weights, each rounded once to its stored type. It shares
-    /// everything that the stack does not change; dropping it leaves this one as it was. It draws samples of this
-    /// very stack only.
-    pub fn with_merged(&self, set: &Arc<LoraSet>) -> Result<Self, PipelineError> {
-        let replaced = lora::merge(&self.kept.unet, &set.unet_stack())?;
+    /// This pipeline with a stack merged into its UNet's weights. It shares everything that the stack does not change;
+    /// dropping it leaves this one as it was. It draws samples of this very stack only.
+    pub fn with_merged(&self, set: &Arc<LoraSet>, rounding: Rounding) -> Result<Self, PipelineError> {
+        let merge = match rounding {
+            Rounding::ToStored => lora::merge,
+            Rounding::None => lora::merge_unrounded,
+        };
+        let replaced = merge(&self.kept.unet, &set.unet_stack())?;
         let weights = self.kept.unet.with_replaced(replaced);
         let unet = UNet2DConditionModel::load(self.unet.config(), &weights)?;
         weights.finish()?;
@@ -59,13 +72,17 @@ impl Pipeline {
     }
 
     /// Bytes that [`Self::with_merged`] takes beside this pipeline's own.
-    pub fn merged_bytes(&self, set: &LoraSet) -> u64 {
+    pub fn merged_bytes(&self, set: &LoraSet, rounding: Rounding) -> u64 {
         let changed = |name: &str| {
             let layer = name.rsplit_once('.').map_or(name, |(layer, _)| layer);
             set.unet.get(layer).is_some()
         };
         let weights = self.kept.unet.iter().filter(|(name, _)| changed(name));
-        weights.map(|(_, kept)| kept.bytes()).sum()
+        let bytes = |kept: &KeptTensor| match rounding {
+            Rounding::ToStored => kept.bytes(),
+            Rounding::None => (kept.tensor.elem_count() * size_of::<f32>()) as u64,
+        };
+        weights.map(|(_, kept)| bytes(kept)).sum()
     }
 
     /// The network's weights as they are in the model's file, by canonical name.

@@ -2,16 +2,23 @@
 
 use std::sync::Arc;
 
+use candle_core::{Device, Tensor};
 use darkroom_models::controlnet::ControlNet;
+use darkroom_models::depth::DepthEstimator;
+use darkroom_models::face_detector::FaceDetector;
 use darkroom_models::lora::{Lora, LoraFile};
+use darkroom_models::matting::BackgroundRemover;
 use darkroom_pipelines::preprocess::canny::{Canny, CannyMethod};
-use darkroom_pipelines::{Control, LoraSet, Picture, Pipeline, StackedLora};
+use darkroom_pipelines::{Control, LoraSet, Picture, Pipeline, Rounding, StackedLora};
 
 use super::{Load, Value};
 use crate::catalog::{AuxiliaryEntry, AuxiliaryKind, Catalog};
 use crate::engine::sources::Sources;
 use crate::picture::cover;
 use crate::task::{ControlSpec, LoraSpec, Preprocess, TaskError, TaskErrorKind};
+
+/// Whether a picture is drawn with merged weights depends on who else is there; it must not show.
+pub(in crate::engine) const ROUNDING: Rounding = Rounding::None;
 
 fn invalid(message: impl ToString) -> TaskError {
     TaskError { kind: TaskErrorKind::InvalidRequest, message: message.to_string() }
@@ -64,8 +71,8 @@ pub(super) fn lora_set(pipeline: &Arc<Pipeline>, specs: &[LoraSpec], loras: Vec<
 pub(super) fn merged(pipeline: &Arc<Pipeline>, set: &Arc<LoraSet>) -> Load {
     let (pipeline, set) = (Arc::clone(pipeline), Arc::clone(set));
     Box::new(move || {
-        let merged = pipeline.with_merged(&set).map_err(invalid)?;
-        Ok((Value::Merged(Arc::new(merged)), pipeline.merged_bytes(&set)))
+        let merged = pipeline.with_merged(&set, ROUNDING).map_err(invalid)?;
+        Ok((Value::Merged(Arc::new(merged)), pipeline.merged_bytes(&set, ROUNDING)))
     })
 }
 
@@ -82,18 +89,55 @@ pub(super) fn control_net(catalog: &Arc<Catalog>, pipeline: &Arc<Pipeline>, id: 
     })
 }
 
+/// A network that finds faces. It runs where pictures are decoded to: on the CPU.
+pub(super) fn detector(catalog: &Arc<Catalog>, id: &str) -> Load {
+    let (catalog, id) = (Arc::clone(catalog), id.to_owned());
+    Box::new(move || {
+        let entry = entry(&catalog, AuxiliaryKind::Detector, &id)?;
+        let detector =
+            FaceDetector::from_file(entry.open().map_err(invalid)?, &Device::Cpu).map_err(invalid)?;
+        Ok((Value::Detector(Arc::new(detector)), entry.bytes))
+    })
+}
+
+/// A network that takes backgrounds out; on the CPU as well.
+pub(super) fn remover(catalog: &Arc<Catalog>, id: &str) -> Load {
+    let (catalog, id) = (Arc::clone(catalog), id.to_owned());
+    Box::new(move || {
+        let entry = entry(&catalog, AuxiliaryKind::Matting, &id)?;
+        let remover = BackgroundRemover::from_file(&entry.open().map_err(invalid)?, &Device::Cpu);
+        Ok((Value::Remover(Arc::new(remover.map_err(invalid)?)), entry.bytes))
+    })
+}
+
+/// The first depth network there is.
+pub(super) fn depth(catalog: &Arc<Catalog>) -> Load {
+    let catalog = Arc::clone(catalog);
+    Box::new(move || {
+        let Some(entry) = catalog.auxiliaries(AuxiliaryKind::Depth).into_iter().next() else {
+            return Err(invalid(
+                "there is no depth network: put Depth Anything V2's safetensors into depthanything/ of the models \
+                 folder, or give a depth picture",
+            ));
+        };
+        let estimator = DepthEstimator::from_file(&entry.open().map_err(invalid)?, &Device::Cpu);
+        Ok((Value::Depth(Arc::new(estimator.map_err(invalid)?)), entry.bytes))
+    })
+}
+
 /// A picture as a ControlNet sees it.
 pub(super) fn hint(
     sources: Arc<dyn Sources>,
     pipeline: &Arc<Pipeline>,
     network: Arc<ControlNet>,
+    depth: Option<Arc<DepthEstimator>>,
     spec: &ControlSpec,
     (width, height): (usize, usize),
 ) -> Load {
     let (device, spec) = (pipeline.device().clone(), spec.clone());
     Box::new(move || {
         let picture = sources.picture(&spec.image, "control image")?;
-        let picture = control_picture(&picture, &spec.preprocess, width, height)?;
+        let picture = control_picture(&picture, &spec.preprocess, depth.as_deref(), width, height)?;
         let hint = Control::embed(&network, &picture, width, height, &device).map_err(invalid)?;
         let bytes = (hint.elem_count() * hint.dtype().size_in_bytes()) as u64;
         Ok((Value::Hint(hint), bytes))
@@ -106,16 +150,32 @@ pub(super) fn hint(
 fn control_picture(
     picture: &Picture,
     preprocess: &Preprocess,
+    depth: Option<&DepthEstimator>,
     width: usize,
     height: usize,
 ) -> Result<Picture, TaskError> {
+    let scaled = || {
+        cover(picture, width, height)
+            .ok_or_else(|| invalid("the control image cannot be scaled to the size asked for"))
+    };
     let (low, high, method) = match *preprocess {
         Preprocess::None => return Ok(picture.clone()),
         Preprocess::Canny { low, high } => (low, high, CannyMethod::ComfyUi),
         Preprocess::OpencvCanny { low, high } => (low, high, CannyMethod::OpenCv { l2_gradient: false }),
-        Preprocess::Depth => return Err(invalid("no depth network is there")),
+        Preprocess::Depth => {
+            let estimator = depth.ok_or_else(|| invalid("there is no depth network"))?;
+            return depth_picture(estimator, &scaled()?);
+        }
     };
-    let scaled = cover(picture, width, height)
-        .ok_or_else(|| invalid("the control image cannot be scaled to the size asked for"))?;
-    Ok(Canny { low, high, method }.detect(&scaled))
+    Ok(Canny { low, high, method }.detect(&scaled()?))
+}
+
+/// Nearness as grey.
+fn depth_picture(estimator: &DepthEstimator, picture: &Picture) -> Result<Picture, TaskError> {
+    let (width, height) = (picture.width(), picture.height());
+    let pixels = Tensor::from_slice(picture.data(), (height, width, 3), &Device::Cpu).map_err(invalid)?;
+    let depth = estimator.estimate(&pixels).map_err(invalid)?;
+    let depth: Vec<f32> = depth.flatten_all().and_then(|depth| depth.to_vec1()).map_err(invalid)?;
+    Picture::new(width, height, depth.into_iter().flat_map(|value| [value; 3]).collect())
+        .ok_or_else(|| invalid("the depth network's answer has another size than the picture"))
 }

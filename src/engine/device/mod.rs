@@ -8,7 +8,7 @@ mod step;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::Sender;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,9 @@ use darkroom_pipelines::{LatentPreview, Pipeline, Sample, Source};
 
 use super::companions::Companions;
 use super::decode::{self, Finished};
-use super::job::{BatchKey, Job};
+use super::detail::Part;
+use super::finish::Finishing;
+use super::job::BatchKey;
 use super::prompt_cache::PromptCache;
 use super::queue::{Joins, Places, StepBatch, Ticket};
 use super::residency::{Arrival, Want, Weights};
@@ -35,6 +37,10 @@ struct Active {
     phase: Phase,
     usage: Usage,
     previewed: Option<Instant>,
+    /// What it needs once it is decoded.
+    finishing: Finishing,
+    /// The face of another picture that it is, if it is one.
+    part: Option<Part>,
 }
 
 enum Phase {
@@ -58,6 +64,8 @@ struct DeviceThread {
     sources: SourceThread,
     active: Vec<Active>,
     decoder: Sender<Finished>,
+    /// Faces to draw.
+    inbox: Receiver<Vec<Part>>,
     /// What memory has taught about batch sizes.
     caps: HashMap<BatchKey, usize>,
     loading: Vec<(Arc<str>, Reply)>,
@@ -82,7 +90,8 @@ pub(super) fn spawn(shared: &Arc<Shared>, index: usize) -> std::io::Result<JoinH
     )?;
     let companions = Companions::new(Arc::clone(&shared.catalog), Arc::clone(&shared.sources), waker())?;
     let sources = SourceThread::start(Arc::clone(&shared.sources), waker())?;
-    let (decoder, decoding) = decode::spawn(shared)?;
+    let (faces, inbox) = channel();
+    let (decoder, decoding) = decode::spawn(shared, faces)?;
     let mut device = DeviceThread {
         shared: Arc::clone(shared),
         index,
@@ -93,6 +102,7 @@ pub(super) fn spawn(shared: &Arc<Shared>, index: usize) -> std::io::Result<JoinH
         sources,
         active: Vec::new(),
         decoder,
+        inbox,
         caps: HashMap::new(),
         loading: Vec::new(),
         evictions_counted: 0,
@@ -114,6 +124,7 @@ impl DeviceThread {
             self.take_in_companions();
             let shared = Arc::clone(&self.shared);
             let mut state = shared.lock();
+            self.take_in_faces(&mut state);
             self.take_in_arrivals(arrivals, &mut state);
             self.take_in_cancelled(&mut state);
             self.take_in_controls(&mut state);
@@ -141,7 +152,7 @@ impl DeviceThread {
         tracing::error!(samples = self.active.len(), "a turn of the device ended in a defect");
         for active in std::mem::take(&mut self.active) {
             let message = "the device met a defect; the log has more".to_owned();
-            self.fail(&active.ticket.job, TaskError { kind: TaskErrorKind::Internal, message });
+            self.fail(active, TaskError { kind: TaskErrorKind::Internal, message });
         }
     }
 
@@ -155,7 +166,7 @@ impl DeviceThread {
                 Ok(source) => self.active[position].phase = Phase::Opened(source),
                 Err(error) => {
                     let active = self.active.swap_remove(position);
-                    self.fail(&active.ticket.job, error);
+                    self.fail(active, error);
                 }
             }
         }
@@ -177,6 +188,31 @@ impl DeviceThread {
                 Phase::Gathering(source) => Phase::Opened(source),
                 other => other,
             };
+        }
+    }
+
+    /// Faces of decoded pictures become samples of their own.
+    fn take_in_faces(&mut self, state: &mut State) {
+        let parts: Vec<Part> = self.inbox.try_iter().flatten().collect();
+        for part in parts {
+            let ticket = state.queue.adopt(part.job(), Instant::now());
+            let phase = match part.source() {
+                Ok(source) => Phase::Opened(source),
+                Err(error) => {
+                    state.queue.ended(&ticket.job);
+                    self.give_up_face(part, error);
+                    continue;
+                }
+            };
+            let usage = Usage::default();
+            self.active.push(Active {
+                ticket,
+                phase,
+                usage,
+                previewed: None,
+                finishing: Finishing::default(),
+                part: Some(part),
+            });
         }
     }
 
@@ -335,9 +371,21 @@ impl DeviceThread {
     }
 
     /// A picture that left the queue cannot be drawn.
-    fn fail(&self, job: &Job, error: TaskError) {
-        self.shared.lock().queue.ended(job);
-        self.shared.tell(EngineEvent::Failed { job: job.id.clone(), error });
+    fn fail(&self, active: Active, error: TaskError) {
+        let job = active.ticket.job;
+        self.shared.lock().queue.ended(&job);
+        match active.part {
+            Some(part) => self.give_up_face(part, error.message),
+            None => self.shared.tell(EngineEvent::Failed { job: job.id, error }),
+        }
+    }
+
+    /// A face cannot be drawn: it stays as it was.
+    fn give_up_face(&self, part: Part, message: String) {
+        tracing::warn!(message, "a face stays as it was");
+        if let Some(whole) = part.done(Err(message), &Usage::default()) {
+            decode::finish(&self.shared, whole);
+        }
     }
 
     /// A model cannot be had: what waits for it fails.

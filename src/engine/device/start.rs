@@ -13,6 +13,7 @@ use darkroom_pipelines::{
 use super::{Active, DeviceThread, Phase, sample_bytes};
 use crate::engine::EngineEvent;
 use crate::engine::companions::Gathered;
+use crate::engine::finish::Finishing;
 use crate::engine::queue::StepBatch;
 use crate::engine::split::in_halves;
 use crate::metrics::{ByCache, ByPriority};
@@ -37,7 +38,9 @@ impl DeviceThread {
                     Phase::Opening
                 }
             };
-            self.active.push(Active { ticket, phase, usage: Usage::default(), previewed: None });
+            let usage = Usage::default();
+            let finishing = Finishing::default();
+            self.active.push(Active { ticket, phase, usage, previewed: None, finishing, part: None });
         }
         let before: Vec<_> = batch.advance.iter().map(|i| self.active[*i].ticket.sequence).collect();
         let new: Vec<_> = self.active[first_new..].iter().map(|a| a.ticket.sequence).collect();
@@ -87,20 +90,23 @@ impl DeviceThread {
                     needs >> 20,
                     self.shared.options.memory_budget >> 20
                 );
-                self.fail(&active.ticket.job, TaskError { kind: TaskErrorKind::OutOfMemory, message });
+                self.fail(active, TaskError { kind: TaskErrorKind::OutOfMemory, message });
                 continue;
             }
             let Phase::Opened(source) = &active.phase else { continue };
             let spec = &active.ticket.job.spec;
             let (loras, controls) = match self.companions.gather(model, pipeline, spec, now) {
-                Gathered::Ready { loras, controls } => (loras, controls),
+                Gathered::Ready { loras, controls, finishing } => {
+                    active.finishing = finishing;
+                    (loras, controls)
+                }
                 Gathered::Waiting => {
                     active.phase = Phase::Gathering(source.clone());
                     self.active.push(active);
                     continue;
                 }
                 Gathered::Failed(error) => {
-                    self.fail(&active.ticket.job, error);
+                    self.fail(active, error);
                     continue;
                 }
             };
@@ -108,7 +114,7 @@ impl DeviceThread {
                 Ok(request) => requests.push((active, ImageRequest { loras, controls, ..request })),
                 Err(message) => {
                     let error = TaskError { kind: TaskErrorKind::InvalidRequest, message };
-                    self.fail(&active.ticket.job, error);
+                    self.fail(active, error);
                 }
             }
         }
@@ -161,7 +167,7 @@ impl DeviceThread {
                         Phase::Stepping { sample: Box::new(sample), pipeline: Arc::clone(pipeline) };
                     self.active.push(active);
                 }
-                Err(error) => self.fail(&active.ticket.job, error),
+                Err(error) => self.fail(active, error),
             }
         }
         self.shared.metrics.stage("prepare", started.elapsed());

@@ -6,13 +6,13 @@ use std::time::Instant;
 
 use darkroom_pipelines::{LatentPreview, LoraSet, Pipeline, Sample};
 
-use super::{DeviceThread, Finished, Phase};
-use crate::engine::companions::Companions;
+use super::{Active, DeviceThread, Finished, Phase};
+use crate::engine::companions::{Companions, ROUNDING};
 use crate::engine::job::BatchKey;
 use crate::engine::queue::Ticket;
 use crate::engine::split::in_halves;
 use crate::engine::{EngineEvent, Unwritten};
-use crate::metrics::ByModel;
+use crate::metrics::{ByModel, ByWay};
 use crate::task::{TaskError, TaskErrorKind};
 
 /// Steps of samples that must be left for merging to be worth its cost.
@@ -35,7 +35,11 @@ impl DeviceThread {
             }
         }
         let Some(pipeline) = pipeline else { return };
-        let pipeline = merged(&mut self.companions, key, &batch).unwrap_or(pipeline);
+        let merged = merged(&mut self.companions, key, &batch);
+        let with_loras = batch.iter().filter(|sample| sample.loras().is_some()).count() as u64;
+        let way = ByWay { way: if merged.is_some() { "merged" } else { "adapters" } };
+        self.shared.metrics.lora_steps.get_or_create(&way).inc_by(with_loras);
+        let pipeline = merged.unwrap_or(pipeline);
         let started = Instant::now();
         let mut panicked = false;
         let outcome = in_halves(&mut batch, &mut |part| {
@@ -84,7 +88,8 @@ impl DeviceThread {
                 state.queue.account(&job.owner, job.work_a_step());
                 state.queue.forecast.worked(&job.id.task, job.work_a_step());
                 work += job.work_a_step();
-                if let Phase::Stepping { sample, .. } = &active.phase {
+                // Faces have no place in the progress: how many there are shows only when the whole is decoded.
+                if let (Phase::Stepping { sample, .. }, None) = (&active.phase, &active.part) {
                     let (done, total) = sample.progress();
                     stepped.push((job.id.clone(), done, total));
                 }
@@ -100,7 +105,7 @@ impl DeviceThread {
         for (index, message) in failed {
             let active = self.active.remove(index);
             tracing::error!(task = %active.ticket.job.id.task, message, "a step failed");
-            self.fail(&active.ticket.job, TaskError { kind: TaskErrorKind::Internal, message });
+            self.fail(active, TaskError { kind: TaskErrorKind::Internal, message });
         }
         self.preview(now);
         self.finish_done();
@@ -125,7 +130,7 @@ impl DeviceThread {
         let Some(set) = set.cloned() else { return };
         let taken = self.weights.bytes() + self.companions.bytes();
         let room = self.shared.options.memory_budget.saturating_sub(taken);
-        if steps_left < WORTH_MERGING || pipeline.merged_bytes(&set) > room / 2 {
+        if steps_left < WORTH_MERGING || pipeline.merged_bytes(&set, ROUNDING) > room / 2 {
             return;
         }
         let Some(base) = self.weights.get(&key.model).map(|resident| Arc::clone(&resident.pipeline)) else {
@@ -146,16 +151,31 @@ impl DeviceThread {
                 i += 1;
                 continue;
             }
-            let active = self.active.remove(i);
-            let Phase::Stepping { sample, pipeline } = active.phase else { continue };
-            let job = active.ticket.job;
+            let mut active = self.active.remove(i);
+            let Phase::Stepping { sample, pipeline } = std::mem::replace(&mut active.phase, Phase::Opening)
+            else {
+                continue;
+            };
             match (sample.is_broken(), sample.latent()) {
                 (Ok(false), Some(latent)) => {
                     let latent = latent.clone();
                     self.shared.unwritten.fetch_add(1, Ordering::Relaxed);
                     let unwritten = Unwritten(Arc::clone(&self.shared));
-                    self.shared.lock().queue.ended(&job);
-                    let finished = Finished { job, pipeline, latent, usage: active.usage, unwritten };
+                    let Active { ticket, usage, finishing, part, .. } = active;
+                    self.shared.lock().queue.ended(&ticket.job);
+                    let side = self.weights.get(&ticket.key.model).map_or(0, |resident| {
+                        resident.entry.defaults.width.max(resident.entry.defaults.height)
+                    });
+                    let finished = Finished {
+                        job: ticket.job,
+                        pipeline,
+                        latent,
+                        usage,
+                        unwritten,
+                        finishing,
+                        part,
+                        side,
+                    };
                     // The decoder ends before this thread only by a panic, which has been logged.
                     let _ = self.decoder.send(finished);
                 }
@@ -164,7 +184,7 @@ impl DeviceThread {
                         "the picture turned into values that are no numbers: lower cfg and the weights \
                                    in the prompt; if it stays, the model's file is damaged"
                             .to_owned();
-                    self.fail(&job, TaskError { kind: TaskErrorKind::InvalidRequest, message });
+                    self.fail(active, TaskError { kind: TaskErrorKind::InvalidRequest, message });
                 }
             }
         }
@@ -175,7 +195,7 @@ impl DeviceThread {
         let Some(every) = self.shared.options.preview_every else { return };
         for active in &mut self.active {
             let due = active.previewed.is_none_or(|last| now.saturating_duration_since(last) >= every);
-            if !due || !active.ticket.job.viewers.any() {
+            if !due || active.part.is_some() || !active.ticket.job.viewers.any() {
                 continue;
             }
             let Phase::Stepping { sample, pipeline } = &active.phase else { continue };
