@@ -49,7 +49,7 @@ impl DptHead {
         for fusion in &self.fusions {
             let Some(level) = finer.pop() else { break };
             let x = match fused {
-                None => fusion.refine(level)?,
+                None => fusion.refine(&level)?,
                 Some(fused) => fusion.join(fused, &level)?,
             };
             let (_, h, w, _) = x.dims4()?;
@@ -167,11 +167,11 @@ impl Fusion {
             Some(residual) => residual.forward(level)?,
             None => level.clone(),
         };
-        self.refine((fused + level)?)
+        self.refine(&(fused + level)?)
     }
 
-    fn refine(&self, x: Tensor) -> Result<Tensor> {
-        self.joined.forward(&x)
+    fn refine(&self, x: &Tensor) -> Result<Tensor> {
+        self.joined.forward(x)
     }
 }
 
