@@ -51,6 +51,8 @@ class Character:
     targets: list[str]
     """Modules of the denoiser that are trained, by the ends of their names."""
     rank: int
+    hair_hue: tuple[float, float, float, float]
+    """How pictures show it: hues from and to (degrees), least saturation, and the least share of pixels."""
     text_layers: dict[str, list[int]] = field(default_factory=dict)
     """Text encoders whose attention is trained too, and in which layers (of encoder 1 the last is never used)."""
 
@@ -82,6 +84,7 @@ CHARACTERS: dict[str, Character] = {
         keys="peft",
         targets=_ATTENTION,
         rank=4,
+        hair_hue=(190, 215, 0.3, 0.1),
     ),
     "tinyvio": Character(
         title="Tinyvio",
@@ -105,6 +108,7 @@ CHARACTERS: dict[str, Character] = {
         keys="kohya",
         targets=_ATTENTION + _CONVOLUTIONS,
         rank=4,
+        hair_hue=(275, 325, 0.25, 0.02),
         text_layers={"text_encoder": [0], "text_encoder_2": [0, 1, 2]},
     ),
 }

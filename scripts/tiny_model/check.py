@@ -6,6 +6,8 @@
 3. With --work: the weights are those that training left, within fp16.
 4. `tiny-sdxl.tags.json` names only tags that were trained.
 5. A small classifier names the expressions of generated pictures; the share that is right must reach --least.
+6. Where the ControlNet and LoRAs are beside the file: control brings pictures to the templates' edges, LoRAs give their
+   character's hair and leave expressions alone. With --least 0 these are reported only.
 
 Exits with 1 when anything is wrong.
 """
@@ -23,6 +25,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
+import check_extras
 import expression_probe
 import model_file
 import sampling
@@ -126,6 +129,9 @@ def check_expressions(file: Path, tags: dict, arguments: argparse.Namespace, fin
         columns = len(EXPRESSION_NAMES)
         whole = len(pictures) - len(pictures) % columns
         save_grid([pictures[row : row + columns] for row in range(0, whole, columns)], arguments.sheet)
+    note = findings.note if arguments.least else lambda good, text: print(f"     {text}", flush=True)
+    expression_tags = [prompt_tags[name] for name in EXPRESSION_NAMES]
+    check_extras.check(file.parent, pipeline, expression_tags, arguments.steps, probe.name, note)
 
 
 def main() -> None:

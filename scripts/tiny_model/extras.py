@@ -67,7 +67,9 @@ def write_controlnet(folder: Path, file: Path) -> None:
 def to_kohya(tensors: dict[str, torch.Tensor], alpha: float) -> dict[str, torch.Tensor]:
     """PEFT's keys as kohya's trainer for SDXL writes them: underscores, ldm names for the UNet, an alpha a module."""
     ldm = {
-        entry.sources[0].removesuffix(".weight"): entry.name.removeprefix("model.diffusion_model.").removesuffix(".weight")
+        entry.sources[0].removesuffix(".weight"): entry.name.removeprefix("model.diffusion_model.").removesuffix(
+            ".weight"
+        )
         for entry in unet_layout(networks.unet().state_dict())
     }
     renamed: dict[str, torch.Tensor] = {}

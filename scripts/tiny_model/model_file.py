@@ -67,7 +67,9 @@ def configs(metadata: dict[str, str]) -> dict[Part, Config]:
     return {part: json.loads(metadata[f"{part}_config"]) for part in PARTS}
 
 
-def build(states: Mapping[Part, Mapping[str, torch.Tensor]], known: Mapping[Part, Config]) -> dict[Part, torch.nn.Module]:
+def build(
+    states: Mapping[Part, Mapping[str, torch.Tensor]], known: Mapping[Part, Config]
+) -> dict[Part, torch.nn.Module]:
     """The four networks in f32, frozen, from their weights and configs."""
     modules = _untrained(known)
     for part, module in modules.items():

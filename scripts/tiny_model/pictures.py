@@ -11,26 +11,22 @@ import random
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
-from diffusers import (
-    ControlNetModel,
-    StableDiffusionXLControlNetPipeline,
-    StableDiffusionXLImg2ImgPipeline,
-    StableDiffusionXLPipeline,
-)
+from diffusers import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
 from PIL import Image
-from safetensors import safe_open
 
 import sampling
+from characters import CHARACTERS
 from check import TAGS_FILE
+from check_extras import controlled
 from drawings import Picture, draw, sample_attributes, save_grid
 from extras import BASE_NAME, CONTROLNET_NAME, lora_name
+from measures import edges_found
 from train_control import canny
 from vocabulary import EYES, HAIR, LENGTHS, SCENES
 
-CHARACTERS = [
+PORTRAITS = [
     "1girl, blonde hair, long hair, blue eyes, red shirt, blue background, simple background",
     "1girl, pink hair, twintails, green eyes, white shirt, purple background",
     "1boy, black hair, short hair, brown eyes, blue shirt, yellow background",
@@ -54,7 +50,7 @@ def expressions(pipeline: StableDiffusionXLPipeline, steps: int) -> list[list[Pi
     """Three characters with every expression."""
     tags = [each["tags"] for each in json.loads(TAGS_FILE.read_text())["expressions"]]
     return [
-        sampling.draw(pipeline, [f"{who}, {tag}" for tag in tags], [7] * len(tags), steps=steps) for who in CHARACTERS
+        sampling.draw(pipeline, [f"{who}, {tag}" for tag in tags], [7] * len(tags), steps=steps) for who in PORTRAITS
     ]
 
 
@@ -101,29 +97,9 @@ def image_to_image(pipeline: StableDiffusionXLPipeline, steps: int) -> list[list
     return rows
 
 
-def edges_found(picture: Picture, wanted: Picture) -> float:
-    """Share of the wanted edges that the picture has within two pixels."""
-    near = cv2.dilate(canny(picture)[..., 0], np.ones((5, 5))) > 0
-    return float(near[wanted[..., 0] > 0].mean())
-
-
-def load_controlnet(file: Path) -> ControlNetModel:
-    """The exported ControlNet, from the config in its metadata."""
-    with safe_open(file, "pt") as opened:
-        model = ControlNetModel.from_config(json.loads(opened.metadata()["controlnet_config"]))
-        model.load_state_dict({name: opened.get_tensor(name) for name in opened.keys()})
-    return model.eval()
-
-
 def control(pipeline: StableDiffusionXLPipeline, file: Path, steps: int) -> list[list[Picture]]:
     """Sources, their edges, and pictures without and with control; prints the shares of edges found."""
-    parts = {
-        name: part for name, part in pipeline.components.items() if name not in ("image_encoder", "feature_extractor")
-    }
-    controlled = StableDiffusionXLControlNetPipeline(
-        **parts, controlnet=load_controlnet(file), force_zeros_for_empty_prompt=False, add_watermarker=False
-    )
-    controlled.set_progress_bar_config(disable=True)
+    pair = controlled(pipeline, file)
     starts = sources()
     edges = [canny(start) for start in starts]
     rows = [starts, edges]
@@ -131,20 +107,22 @@ def control(pipeline: StableDiffusionXLPipeline, file: Path, steps: int) -> list
         for prompt in ("1girl, pink hair, smile, white background", "1girl, green hair, yellow background"):
             hints = {"image": [Image.fromarray(edge) for edge in edges], "controlnet_conditioning_scale": scale}
             prompts = [prompt] * 3 + ["scenery, no humans"]
-            rows.append(sampling.draw(controlled, prompts, [3] * 4, steps=steps, **hints))
-            shares = ", ".join(f"{edges_found(*pair):.2f}" for pair in zip(rows[-1], edges))
+            rows.append(sampling.draw(pair, prompts, [3] * 4, steps=steps, **hints))
+            shares = ", ".join(f"{edges_found(each, edge[..., 0] > 0, 2):.2f}" for each, edge in zip(rows[-1], edges))
             print(f"control {scale:.0f}: share of the wanted edges found {shares}")
     return rows
 
 
-def lora(pipeline: StableDiffusionXLPipeline, file: Path, steps: int) -> list[list[Picture]]:
-    """The same prompts without and with the LoRA. Leaves it loaded."""
+def lora(pipeline: StableDiffusionXLPipeline, folder: Path, name: str, steps: int) -> list[list[Picture]]:
+    """The same prompts without and with a character's LoRA."""
     shown = ("smile, white background", "angry, pink background", "laughing, red shirt, blue background")
     shown += ("crying, forest", "sleepy, glasses, yellow background", "surprised, night city")
-    prompts = [f"tinychan, 1girl, {each}" for each in shown]
+    prompts = [f"{CHARACTERS[name].trigger}, 1girl, {each}" for each in shown]
     rows = [sampling.draw(pipeline, prompts, [5] * 6, steps=steps)]
-    pipeline.load_lora_weights(str(file.parent), weight_name=file.name)
-    return [*rows, sampling.draw(pipeline, prompts, [5] * 6, steps=steps)]
+    pipeline.load_lora_weights(str(folder), weight_name=lora_name(name))
+    rows.append(sampling.draw(pipeline, prompts, [5] * 6, steps=steps))
+    pipeline.unload_lora_weights()
+    return rows
 
 
 def main() -> None:
@@ -160,10 +138,14 @@ def main() -> None:
     for name, make in sheets.items():
         save_grid(make(pipeline, arguments.steps), arguments.out / f"{name}.png")
         print(arguments.out / f"{name}.png", flush=True)
-    for name, file, make in (("control", CONTROLNET_NAME, control), ("lora", lora_name("tinychan"), lora)):
-        if (arguments.exported / file).exists():
-            save_grid(make(pipeline, arguments.exported / file, arguments.steps), arguments.out / f"{name}.png")
-            print(arguments.out / f"{name}.png", flush=True)
+    if (file := arguments.exported / CONTROLNET_NAME).exists():
+        save_grid(control(pipeline, file, arguments.steps), arguments.out / "control.png")
+        print(arguments.out / "control.png", flush=True)
+    for name in CHARACTERS:
+        if (arguments.exported / lora_name(name)).exists():
+            path = arguments.out / f"lora-{name}.png"
+            save_grid(lora(pipeline, arguments.exported, name, arguments.steps), path)
+            print(path, flush=True)
 
 
 if __name__ == "__main__":

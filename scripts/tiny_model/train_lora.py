@@ -63,7 +63,12 @@ def main() -> None:
     """Command line."""
     options = parser(__doc__, steps=500)
     options.add_argument("--character", choices=CHARACTERS, required=True)
-    options.add_argument("--base", type=Path, metavar="FILE", help="a shipped single file to train beside, instead of the run's own denoiser")
+    options.add_argument(
+        "--base",
+        type=Path,
+        metavar="FILE",
+        help="a shipped single file to train beside, instead of the run's own denoiser",
+    )
     arguments = options.parse_args()
     character = CHARACTERS[arguments.character]
     ranks = Ranks()
