@@ -55,7 +55,10 @@ impl Catalog {
             _ => {
                 let about = match entry.open() {
                     Ok(file) => about(entry.kind, file.header()),
-                    Err(error) => About { problem: Some(error.to_string()), ..About::default() },
+                    Err(error) => {
+                        tracing::warn!(id = entry.id, %error, "a {} cannot be read", entry.kind.name());
+                        About { problem: Some(entry.for_clients(&error.to_string())), ..About::default() }
+                    }
                 };
                 // Files come and go; what is left of the gone ones is bounded.
                 if known.len() > super::MOST {
@@ -283,7 +286,8 @@ mod tests {
         assert_eq!((lora("old").family, lora("old").trigger_words), (Some("sd15"), vec!["old".to_owned()]));
         assert_eq!(lora("style/kohya").trigger_words, ["kat"]);
         assert!(lora("none").problem.unwrap().contains("no LoRA"));
-        assert!(lora("broken").problem.is_some());
+        let problem = lora("broken").problem.unwrap();
+        assert!(problem.starts_with("broken.safetensors: "), "{problem}");
     }
 
     #[test]

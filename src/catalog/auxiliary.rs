@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use darkroom_models::weights::{WeightFile, WeightsError};
 
-use super::{Catalog, DEPTH, look};
+use super::{Catalog, DEPTH, look, without_path};
 use crate::embedded;
 
 /// What sort of network.
@@ -78,6 +78,14 @@ impl AuxiliaryEntry {
     /// The file's name, for metadata.
     pub fn file_name(&self) -> String {
         format!("{}.safetensors", self.id)
+    }
+
+    /// What is wrong with it, for clients: they know its name, and not where the server keeps it.
+    pub fn for_clients(&self, problem: &str) -> String {
+        match &self.location {
+            Location::Embedded(_) => problem.to_owned(),
+            Location::Path(path) => without_path(problem, path, &self.file_name()),
+        }
     }
 
     /// Opens it; reads the header only.

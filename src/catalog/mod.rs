@@ -93,6 +93,19 @@ impl Entry {
             _ => format!("{}.safetensors", self.id),
         }
     }
+
+    /// What is wrong with it, for clients: they know its name, and not where the server keeps it.
+    pub fn for_clients(&self, problem: &str) -> String {
+        match &self.location {
+            Location::Embedded => problem.to_owned(),
+            Location::Path(path) => without_path(problem, path, &self.file_name()),
+        }
+    }
+}
+
+/// `message` with `name` in place of `path`.
+fn without_path(message: &str, path: &Path, name: &str) -> String {
+    message.replace(&path.display().to_string(), name)
 }
 
 /// The models there are.
@@ -303,14 +316,18 @@ fn describe(id: String, path: &Path) -> Entry {
                 location,
             }
         }
-        Err(error) => Entry {
-            defaults: Defaults::of_side(&id, 1024),
-            id,
-            kind: ModelKind::Unknown,
-            bytes: std::fs::metadata(path).map_or(0, |metadata| metadata.len()),
-            problem: Some(error.to_string()),
-            location,
-        },
+        Err(error) => {
+            tracing::warn!(model = id, %error, "a model cannot be read");
+            let entry = Entry {
+                defaults: Defaults::of_side(&id, 1024),
+                id,
+                kind: ModelKind::Unknown,
+                bytes: std::fs::metadata(path).map_or(0, |metadata| metadata.len()),
+                problem: None,
+                location,
+            };
+            Entry { problem: Some(entry.for_clients(&error.to_string())), ..entry }
+        }
     }
 }
 
@@ -337,8 +354,31 @@ mod tests {
         assert_eq!(catalog.default_id(), "anime/tiny");
         let tiny = catalog.find("anime/tiny").unwrap();
         assert_eq!((tiny.kind, tiny.problem), (ModelKind::Sdxl, None));
-        assert!(catalog.find("broken").unwrap().problem.is_some());
+        let problem = catalog.find("broken").unwrap().problem.unwrap();
+        assert!(problem.starts_with("broken.safetensors: "), "{problem}");
         assert_eq!(catalog.near("anime/tyni"), ["anime/tiny"]);
+    }
+
+    #[test]
+    fn clients_are_not_told_where_models_are() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let secret = folder.path().display().to_string();
+        let diffusers = folder.path().join("diffusers/anime");
+        fs::create_dir_all(diffusers.join("unet")).unwrap();
+        fs::write(diffusers.join("model_index.json"), "{").unwrap();
+        fs::create_dir_all(folder.path().join("checkpoints/sdxl")).unwrap();
+        fs::write(folder.path().join("checkpoints/sdxl/broken.safetensors"), b"no").unwrap();
+        let catalog = Catalog::open(Some(folder.path()), None).unwrap();
+        for (id, name) in
+            [("sdxl/broken", "sdxl/broken.safetensors: "), ("anime", "anime/model_index.json: ")]
+        {
+            let entry = catalog.find(id).unwrap();
+            let problem = entry.problem.clone().unwrap();
+            assert!(problem.contains(name) && !problem.contains(&secret), "{problem}");
+            let error = catalog.open_model(&entry, &Device::Cpu).err().unwrap().to_string();
+            assert!(error.contains(&secret), "{error}");
+            assert!(!entry.for_clients(&error).contains(&secret), "{error}");
+        }
     }
 
     #[test]

@@ -101,6 +101,7 @@ impl Weights {
                     error = result.as_ref().err(),
                     "loaded"
                 );
+                let result = result.map_err(|error| entry.for_clients(&error));
                 if done.send(Loaded { model, entry, result }).is_err() {
                     return;
                 }

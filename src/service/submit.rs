@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use super::{Service, ServiceError, Submission, TaskView};
 use crate::engine::{Job, JobId, Viewers};
 use crate::metrics::{ByCache, ByOutcome, ByReason, ByStatus};
-use crate::store::{Inserted, StoreError};
+use crate::store::{Inserted, StorageError, StoreError};
 use crate::task::{DrawnImage, NewTask, Owner, Task, TaskId, TaskStatus};
 
 /// Tasks finish at the measured rate; with nothing measured, this is when to ask again, seconds.
@@ -260,8 +260,9 @@ impl Service {
             StoreError::IdempotencyConflict { key } => ServiceError::IdempotencyConflict { key },
             StoreError::UploadGone { .. } => ServiceError::Conflict { message: error.to_string() },
             error if error.is_unavailable() => {
+                tracing::warn!(%error, "a request is refused by the task store");
                 self.0.storage.failed(&error);
-                ServiceError::StorageUnavailable { message: error.to_string() }
+                ServiceError::StorageUnavailable { message: error.for_clients() }
             }
             error => ServiceError::Internal { message: error.to_string() },
         }

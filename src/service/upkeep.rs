@@ -24,7 +24,8 @@ use crate::engine::{Engine, Sources};
 use crate::outbound::Secret;
 use crate::picture::{ReadLimits, cover, cover_mask, read_mask_bytes, read_picture_bytes};
 use crate::store::{
-    CleanUpError, CleanedUp, ImageStore, Retention, clean_up, free_bytes, keep_blob, remove_orphans,
+    CleanUpError, CleanedUp, ImageStore, Retention, StorageError, clean_up, free_bytes, keep_blob,
+    remove_orphans,
 };
 use crate::task::{BlobId, ImageSpec, Owner, SourceSpec, TaskError, TaskErrorKind};
 
@@ -56,13 +57,13 @@ impl Drop for Waiting<'_> {
 }
 
 impl StorageHealth {
-    /// What it said when it failed last, until it takes everything again.
+    /// What it said when it failed last, for clients, until it takes everything again.
     pub(super) fn problem(&self) -> Option<String> {
         self.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    pub(super) fn failed(&self, error: &impl Display) {
-        *self.problem.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());
+    pub(super) fn failed(&self, error: &impl StorageError) {
+        *self.problem.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.for_clients());
     }
 
     /// Something was written. As long as another write waits, that one decides.
@@ -351,9 +352,10 @@ struct StoredSources {
 
 impl StoredSources {
     fn blob(&self, id: &BlobId) -> Result<Bytes, TaskError> {
-        self.runtime.block_on(self.images.get_blob(id)).map_err(|error| TaskError {
-            kind: TaskErrorKind::Internal,
-            message: format!("the uploaded picture cannot be read: {error}"),
+        self.runtime.block_on(self.images.get_blob(id)).map_err(|error| {
+            tracing::warn!(blob = %id, %error, "an uploaded picture cannot be read");
+            let message = format!("the uploaded picture cannot be read: {}", error.for_clients());
+            TaskError { kind: TaskErrorKind::Internal, message }
         })
     }
 }

@@ -1,7 +1,6 @@
 //! From pixels to a stored picture: encoded, written whole, and then named by its task. While the storage does not
 //! answer, it is tried again and again: the task was promised. A server that stops meanwhile draws it anew.
 
-use std::fmt::Display;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -10,7 +9,7 @@ use super::{Service, ServiceError};
 use crate::catalog::AuxiliaryKind;
 use crate::engine::Drawn;
 use crate::picture::{self, Origin, Recipe, RecipeControl, RecipeLora};
-use crate::store::{ImageStored, StoreError};
+use crate::store::{ImageStored, StorageError, StoreError};
 use crate::task::{
     ControlSpec, DrawnImage, ImageSpec, LoraSpec, SourceSpec, TaskError, TaskErrorKind, TaskStatus,
 };
@@ -93,7 +92,7 @@ impl Service {
 
     /// Tries until the storage has done it; `None` when the server stops first, or when trying again cannot help, as
     /// `is_unavailable` says.
-    pub(super) async fn until_stored<T, E: Display, F: Future<Output = Result<T, E>>>(
+    pub(super) async fn until_stored<T, E: StorageError, F: Future<Output = Result<T, E>>>(
         &self,
         store: impl Fn() -> F,
         is_unavailable: impl Fn(&E) -> bool,
@@ -186,6 +185,7 @@ impl Service {
 
     /// What an image store's refusal means to a client.
     pub(super) fn image_error(&self, error: &crate::store::ImageStoreError) -> ServiceError {
-        ServiceError::StorageUnavailable { message: error.to_string() }
+        tracing::warn!(%error, "a request is refused by the image store");
+        ServiceError::StorageUnavailable { message: error.for_clients() }
     }
 }

@@ -2,6 +2,12 @@
 
 use sqlx::migrate::MigrateError;
 
+/// What is wrong with a storage: its `Display` is for the log, and may name folders and addresses of the server.
+pub trait StorageError: std::fmt::Display {
+    /// The same for clients, who are told no such thing.
+    fn for_clients(&self) -> String;
+}
+
 /// Why the task store could not do it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -76,6 +82,13 @@ impl StoreError {
 
     pub(super) fn unavailable(message: impl Into<String>) -> Self {
         Self::Unavailable { message: message.into() }
+    }
+}
+
+impl StorageError for StoreError {
+    /// Files are only named while a store is opened, before there are clients.
+    fn for_clients(&self) -> String {
+        self.to_string()
     }
 }
 

@@ -15,6 +15,7 @@ use object_store::prefix::PrefixStore;
 use object_store::{ClientOptions, ObjectStore, ObjectStoreExt, RetryConfig};
 use url::Url;
 
+use super::StorageError;
 use crate::config::StorageConfig;
 use crate::task::{BlobId, ImageFormat, ImageId};
 
@@ -40,8 +41,10 @@ pub enum ImageStoreError {
     /// The folder or bucket cannot be reached, written or read, or is full.
     #[error("the image store is not available: {message}")]
     Unavailable {
-        /// What it said.
+        /// What it said, with folders and addresses.
         message: String,
+        /// What the system said, without them, where it is the system that refuses.
+        reason: Option<String>,
     },
     /// A setting cannot be used.
     #[error("{setting}: {message}")]
@@ -57,9 +60,28 @@ impl From<object_store::Error> for ImageStoreError {
     fn from(error: object_store::Error) -> Self {
         match error {
             object_store::Error::NotFound { path, .. } => Self::NotFound { path },
-            other => Self::Unavailable { message: other.to_string() },
+            other => Self::Unavailable { message: other.to_string(), reason: system_reason(&other) },
         }
     }
+}
+
+impl StorageError for ImageStoreError {
+    fn for_clients(&self) -> String {
+        match self {
+            Self::Unavailable { reason, .. } => {
+                let reason = reason.as_deref().unwrap_or("the server's log says why");
+                format!("the image store is not available: {reason}")
+            }
+            other => other.to_string(),
+        }
+    }
+}
+
+/// What the operating system said, if an error goes back to it. Such words name no files.
+fn system_reason(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    let mut systems = causes.filter_map(|error| error.downcast_ref::<std::io::Error>());
+    systems.find(|error| error.raw_os_error().is_some()).map(ToString::to_string)
 }
 
 /// Where pictures and uploads are kept; cheap to clone.
@@ -93,6 +115,7 @@ impl ImageStore {
     async fn in_folder(folder: PathBuf) -> Result<Self, ImageStoreError> {
         let unavailable = |e: std::io::Error| ImageStoreError::Unavailable {
             message: format!("{}: {e}", folder.display()),
+            reason: system_reason(&e),
         };
         let prepared = folder.clone();
         tokio::task::spawn_blocking(move || {

@@ -31,7 +31,7 @@ use tokio::sync::RwLock;
 
 pub use clean_up::{CleanUpError, CleanedUp, clean_up, keep_blob, remove_orphans};
 pub use deliveries::Delivery;
-pub use error::StoreError;
+pub use error::{StorageError, StoreError};
 pub use files::{ImageStore, ImageStoreError};
 pub use keys::ApiKey;
 pub use progress::ImageStored;

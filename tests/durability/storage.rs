@@ -107,6 +107,8 @@ async fn an_image_store_that_goes_away_costs_no_task() {
     std::fs::write(&images, b"not a folder").unwrap();
     let message = first_refusal(&server).await;
     println!("an image store that is away: {message}");
+    let folder = data.path().display().to_string();
+    assert!(message.contains("image store is not available: ") && !message.contains(&folder), "{message}");
     stays_refused(&server, &before).await;
     let picture = server.get(before.done["images"][0]["url"].as_str().unwrap()).await;
     assert_eq!(refused_for_now(picture).await.0, "storage_unavailable");

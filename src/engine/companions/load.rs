@@ -1,5 +1,6 @@
 //! How each of them is loaded. What is made here runs on the thread that loads.
 
+use std::fmt::Display;
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
@@ -24,6 +25,12 @@ fn invalid(message: impl ToString) -> TaskError {
     TaskError { kind: TaskErrorKind::InvalidRequest, message: message.to_string() }
 }
 
+/// A file that cannot be used; the log says where it is.
+fn unusable(entry: &AuxiliaryEntry, error: &dyn Display) -> TaskError {
+    tracing::warn!(id = entry.id, %error, "a {} cannot be used", entry.kind.name());
+    invalid(entry.for_clients(&error.to_string()))
+}
+
 fn entry(catalog: &Catalog, kind: AuxiliaryKind, id: &str) -> Result<AuxiliaryEntry, TaskError> {
     catalog.find_auxiliary(kind, id).ok_or_else(|| TaskError {
         kind: TaskErrorKind::ModelUnavailable,
@@ -35,9 +42,10 @@ fn entry(catalog: &Catalog, kind: AuxiliaryKind, id: &str) -> Result<AuxiliaryEn
 pub(super) fn lora(catalog: &Arc<Catalog>, pipeline: &Arc<Pipeline>, id: &str) -> Load {
     let (catalog, pipeline, id) = (Arc::clone(catalog), Arc::clone(pipeline), id.to_owned());
     Box::new(move || {
-        let file = entry(&catalog, AuxiliaryKind::Lora, &id)?.open().map_err(invalid)?;
-        let file = LoraFile::open(file).map_err(invalid)?;
-        let lora = pipeline.bind_lora(&file).map_err(invalid)?;
+        let entry = entry(&catalog, AuxiliaryKind::Lora, &id)?;
+        let file = entry.open().map_err(|error| unusable(&entry, &error))?;
+        let file = LoraFile::open(file).map_err(|error| unusable(&entry, &error))?;
+        let lora = pipeline.bind_lora(&file).map_err(|error| unusable(&entry, &error))?;
         if let Some(first) = lora.unmatched.first() {
             let count = lora.unmatched.len();
             tracing::warn!(lora = id, count, first, "keys of a LoRA fit nothing in the model");
@@ -80,10 +88,11 @@ pub(super) fn merged(pipeline: &Arc<Pipeline>, set: &Arc<LoraSet>) -> Load {
 pub(super) fn control_net(catalog: &Arc<Catalog>, pipeline: &Arc<Pipeline>, id: &str) -> Load {
     let (catalog, pipeline, id) = (Arc::clone(catalog), Arc::clone(pipeline), id.to_owned());
     Box::new(move || {
-        let file = entry(&catalog, AuxiliaryKind::ControlNet, &id)?.open().map_err(invalid)?;
+        let entry = entry(&catalog, AuxiliaryKind::ControlNet, &id)?;
+        let file = entry.open().map_err(|error| unusable(&entry, &error))?;
         let network =
             ControlNet::from_file(file, pipeline.unet_config(), pipeline.device(), pipeline.precision());
-        let network = network.map_err(invalid)?;
+        let network = network.map_err(|error| unusable(&entry, &error))?;
         let bytes = network.weight_bytes();
         Ok((Value::ControlNet(Arc::new(network)), bytes))
     })

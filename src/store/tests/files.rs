@@ -4,7 +4,7 @@ use object_store::aws::AmazonS3Builder;
 use url::Url;
 
 use super::*;
-use crate::store::{ImageStore, ImageStoreError};
+use crate::store::{ImageStore, ImageStoreError, StorageError};
 use crate::task::ImageId;
 
 const WEBP: ImageFormat = ImageFormat::Webp { quality: Some(80) };
@@ -73,6 +73,22 @@ async fn a_look_at_a_store_writes_and_leaves_nothing_behind() {
     std::fs::remove_dir_all(folder.path().join("images")).unwrap();
     std::fs::write(folder.path().join("images"), "no folder").unwrap();
     assert!(matches!(files.ping().await, Err(ImageStoreError::Unavailable { .. })));
+}
+
+#[tokio::test]
+async fn clients_are_told_why_a_store_refuses_and_not_where_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let files = ImageStore::open(&in_folder(folder.path())).await.unwrap();
+    std::fs::remove_dir_all(folder.path().join("images")).unwrap();
+    std::fs::write(folder.path().join("images"), "no folder").unwrap();
+    let error = files.put_image(&some_image(), WEBP, "x".into()).await.unwrap_err();
+    let place = folder.path().file_name().unwrap().to_str().unwrap();
+    assert!(error.to_string().contains(place), "the log says where: {error}");
+    let told = error.for_clients();
+    assert!(told.starts_with("the image store is not available: ") && !told.contains(place), "{told}");
+    assert!(told.contains("os error"), "{told}");
+    let unknown = ImageStoreError::Unavailable { message: place.into(), reason: None }.for_clients();
+    assert_eq!(unknown, "the image store is not available: the server's log says why");
 }
 
 #[tokio::test]
