@@ -9,7 +9,7 @@ mod server;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use darkroom::picture::read_text_chunks;
-use image::{GrayImage, ImageFormat, Luma, RgbImage};
+use image::{GrayImage, ImageFormat, Luma, Rgb, RgbImage};
 use program::{difference, draw, largest_difference};
 use reqwest::Method;
 use reqwest::header::{HeaderMap, RANGE};
@@ -118,6 +118,44 @@ async fn every_field_reaches_the_picture() {
     ] {
         assert!(text.contains(part), "'{part}' is not in {text}");
     }
+}
+
+#[tokio::test]
+async fn the_file_names_the_loras_and_controlnets_that_it_was_drawn_with() {
+    let server = shared(&[]);
+    let template =
+        RgbImage::from_fn(64, 64, |x, y| Rgb([if (x / 16 + y / 16) % 2 == 0 { 30 } else { 220 }; 3]));
+    let guides = json!({
+        "loras": [{"id": "tinychan", "strength": 0.8}, {"id": "tinyvio", "strength": 0.5, "text_strength": 0}],
+        "controls": [{
+            "id": "tiny-canny", "image": png(&template), "preprocess": "opencv_canny", "strength": 0.75, "end": 0.5,
+        }],
+        "background": "key",
+    });
+    let task = drawn(&server, &with(3, guides)).await;
+    let bytes = server.picture(&task, 0).await;
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("a.png");
+    std::fs::write(&path, &bytes).unwrap();
+    let chunks = read_text_chunks(&path).unwrap();
+    for part in [
+        " <lora:tinychan:0.8> <lora:tinyvio:0:0.5>\n",
+        "ControlNet 0: \"Module: canny, Model: tiny-canny, Weight: 0.75, Resize Mode: Crop and Resize, \
+         Threshold A: 100, Threshold B: 200, Guidance Start: 0, Guidance End: 0.5, Pixel Perfect: True, ",
+    ] {
+        assert!(chunks[0].text.contains(part), "'{part}' is not in {}", chunks[0].text);
+    }
+    // A background that stayed is not said to be gone.
+    let keyed = image::load_from_memory(&bytes).unwrap().color().has_alpha();
+    assert_eq!(chunks[0].text.contains(", Background: keyed out, "), keyed);
+    let workflow: Value = serde_json::from_str(&chunks[1].text).unwrap();
+    let nodes: Vec<&Value> = workflow.as_object().unwrap().values().collect();
+    let input = |class: &str, name: &str| {
+        let nodes = nodes.iter().filter(|node| node["class_type"] == class);
+        nodes.map(|node| node["inputs"][name].clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(input("LoraLoader", "lora_name"), ["tinychan.safetensors", "tinyvio.safetensors"]);
+    assert_eq!(input("ControlNetLoader", "control_net_name"), ["tiny-canny.safetensors"]);
 }
 
 #[tokio::test]

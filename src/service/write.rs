@@ -11,7 +11,8 @@ use crate::engine::Drawn;
 use crate::picture::{self, Origin, Recipe, RecipeControl, RecipeLora};
 use crate::store::{ImageStored, StorageError, StoreError};
 use crate::task::{
-    ControlSpec, DrawnImage, ImageSpec, LoraSpec, SourceSpec, TaskError, TaskErrorKind, TaskStatus,
+    Background, ControlSpec, DrawnImage, ImageSpec, LoraSpec, SourceSpec, TaskError, TaskErrorKind,
+    TaskStatus,
 };
 
 /// First and longest pause between tries, and how each follows from the last.
@@ -28,7 +29,11 @@ impl Service {
         let (service, described) = (self.clone(), std::sync::Arc::clone(&spec));
         let encode = move || {
             // Looks at the models folder for the names of files.
-            let recipe = described.metadata.then(|| service.recipe(&described));
+            let mut recipe = described.metadata.then(|| service.recipe(&described));
+            // A background that could not be taken out has stayed.
+            if let (Some(recipe), None) = (&mut recipe, &alpha) {
+                recipe.background = Background::Keep;
+            }
             picture::encode(width, height, &rgb, alpha.as_deref(), format, recipe.as_ref())
         };
         let encoding = tokio::task::spawn_blocking(encode);
