@@ -23,7 +23,7 @@ const SCENES: &str = "/v1/scenes/generate";
 
 fn pack(name: &str, tags: &[&str]) -> Value {
     json!({
-        "character_lora_id": name, "character_prompt": "1girl, blonde hair", "expression_tags": tags,
+        "character_id": name, "character_prompt": "1girl, blonde hair", "expression_tags": tags,
         "art_style": "anime", "resolution": "64x64",
     })
 }
@@ -110,7 +110,7 @@ async fn a_pack_has_each_expression_once_by_its_name() {
         (pack("ann", &["smile_gentel"]), "expression_tags[0]"),
         (pack("ann", &[]), "expression_tags"),
         (pack("ann", &many), "expression_tags"),
-        (pack("a\nb", &["sad"]), "character_lora_id"),
+        (pack("a\nb", &["sad"]), "character_id"),
     ] {
         let error = refused(server.post(EXPRESSIONS, &wrong).await, 422, "invalid_value").await;
         assert_eq!(error["field"], field, "{error}");

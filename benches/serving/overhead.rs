@@ -86,7 +86,7 @@ async fn at(plan: &Plan, name: &str, place: &Path) -> Value {
 /// Milliseconds until a pack that the expression bank has is answered.
 async fn bank_hits(server: &Server, count: usize) -> Spread {
     let pack = json!({
-        "character_lora_id": "mia", "character_prompt": "1girl, blonde hair", "expression_tags": ["smile_gentle"],
+        "character_id": "mia", "character_prompt": "1girl, blonde hair", "expression_tags": ["smile_gentle"],
         "resolution": "64x64",
     });
     let first = server.submit(PACKS, &pack).await;

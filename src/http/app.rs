@@ -1,11 +1,13 @@
 //! What every handler has at hand: the service, the configuration, and what `http` itself keeps (limits of streams
 //! and memory, rate limits, the words that packs and scenes are described with).
 
+use std::collections::HashSet;
 use std::ops::Deref;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::http::HeaderMap;
+use bytes::Bytes;
 use darkroom_models::tokenizer::{ClipTokenizer, TokenizerError};
 use jiff::Timestamp;
 use prometheus_client::metrics::gauge::Gauge;
@@ -18,13 +20,18 @@ use super::error::ApiError;
 use super::extract::kib;
 use super::guides::Guides;
 use super::rules::Rules;
+use super::source;
 use super::submit::model_not_found;
 use super::words::{Words, WordsError};
 use crate::config::Config;
 use crate::service::Service;
+use crate::task::BlobId;
+use crate::templates::{TemplateError, Templates};
 
 /// Large bodies that may be in memory at once, as multiples of the largest one.
 const LARGE_BODIES: usize = 8;
+/// Templates that are remembered as good.
+const GOOD_TEMPLATES: usize = 10_000;
 /// Pictures that are decoded at once, for checks and thumbnails.
 const DECODERS: usize = 2;
 
@@ -38,6 +45,9 @@ pub enum SetupError {
     /// The tokenizer that is compiled in cannot be read.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
+    /// The template folder is none.
+    #[error(transparent)]
+    Templates(#[from] TemplateError),
     /// An origin of `server.cors_origins` is none.
     #[error("server.cors_origins: '{origin}' is no origin; write it as browsers do: https://example.com")]
     Origin {
@@ -61,6 +71,9 @@ pub(super) struct Parts {
     pub(super) shutdown: CancellationToken,
     pub(super) words: Words,
     pub(super) rules: Rules,
+    pub(super) templates: Templates,
+    /// Templates that were decoded once.
+    good_templates: Mutex<HashSet<BlobId>>,
     pub(super) rate_limits: RateLimits,
     pub(super) started: Timestamp,
     streams: Arc<Semaphore>,
@@ -100,6 +113,8 @@ impl App {
             shutdown,
             words: Words::embedded()?,
             rules: Rules::new(&config.limits, ClipTokenizer::standard()?),
+            templates: Templates::open(config.templates.folder.as_deref())?,
+            good_templates: Mutex::default(),
             rate_limits: RateLimits::new(config.auth.requests_per_minute),
             started: Timestamp::now(),
             streams: Arc::new(Semaphore::new(config.server.max_streams.min(Semaphore::MAX_PERMITS))),
@@ -114,6 +129,24 @@ impl App {
     pub(super) fn guides(&self, model: &str) -> Result<Guides<'_>, ApiError> {
         let fit = self.service.model_fit(model).ok_or_else(|| model_not_found(self, "model", model))?;
         Ok(Guides::new(&self.service, &self.config, fit))
+    }
+
+    /// Refuses template files that are no pictures, so that the device never meets one.
+    pub(super) async fn check_templates(&self, files: &[Bytes]) -> Result<(), ApiError> {
+        for file in files {
+            let id = BlobId::of(file);
+            let known = || self.good_templates.lock().unwrap_or_else(PoisonError::into_inner);
+            if known().contains(&id) {
+                continue;
+            }
+            source::check(self, "template_set", file.clone()).await?;
+            let mut known = known();
+            if known.len() >= GOOD_TEMPLATES {
+                known.clear();
+            }
+            known.insert(id);
+        }
+        Ok(())
     }
 
     /// Where clients find pictures, as the client of this request reaches the server.

@@ -4,7 +4,7 @@
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use crate::task::{BankRef, ImageFormat, Owner};
+use crate::task::{Background, BankRef, ControlSpec, DetailSpec, ImageFormat, LoraSpec, Owner};
 
 /// Bits of a seed that survive JavaScript's numbers.
 pub(super) const SEED_MASK: u64 = (1 << 53) - 1;
@@ -27,6 +27,9 @@ pub(super) struct PackIdentity<'a> {
     sampler: &'a str,
     scheduler: &'a str,
     negative_prompt: &'a str,
+    loras: &'a [LoraSpec],
+    detail: &'a Option<DetailSpec>,
+    background: &'a Background,
     /// Only one that the client gave.
     seed: Option<u64>,
 }
@@ -50,7 +53,7 @@ impl<'a> PackIdentity<'a> {
     /// Of a character drawn like `spec`.
     pub(super) fn new(character: Character<'a>, spec: &'a crate::task::ImageSpec) -> Self {
         Self {
-            v: 1,
+            v: 2,
             owner: match character.owner {
                 Owner::Anyone => "",
                 Owner::Key(id) => id.as_str(),
@@ -67,31 +70,39 @@ impl<'a> PackIdentity<'a> {
             sampler: &spec.sampler,
             scheduler: &spec.scheduler,
             negative_prompt: &spec.negative_prompt,
+            loras: &spec.loras,
+            detail: &spec.detail,
+            background: &spec.background,
             seed: character.seed,
         }
     }
 
-    /// The place of one expression's picture.
-    pub(super) fn place(&self, expression_tags: &str) -> BankRef {
-        BankRef { key: hex::encode(self.digest(Some(expression_tags))), character: self.character.to_owned() }
+    /// The place of one expression's picture, with what steers this one alone: a control names its picture by a digest.
+    pub(super) fn place(&self, expression_tags: &str, controls: &[ControlSpec]) -> BankRef {
+        BankRef {
+            key: hex::encode(self.digest(Some(expression_tags), controls)),
+            character: self.character.to_owned(),
+        }
     }
 
     /// A seed that stays the same for this character, so that pictures asked for later fit the ones in the bank.
     pub(super) fn seed(&self) -> u64 {
-        let digest = self.digest(None);
+        let digest = self.digest(None, &[]);
         digest.iter().take(8).fold(0, |seed, byte| (seed << 8) | u64::from(*byte)) & SEED_MASK
     }
 
-    fn digest(&self, expression_tags: Option<&str>) -> [u8; 32] {
+    fn digest(&self, expression_tags: Option<&str>, controls: &[ControlSpec]) -> [u8; 32] {
         // Fields are written in the order of their declaration, so the text is the same each time.
         #[derive(Serialize)]
         struct Record<'a> {
             pack: &'a PackIdentity<'a>,
             expression_tags: Option<&'a str>,
+            controls: &'a [ControlSpec],
         }
-        let record = serde_json::to_vec(&Record { pack: self, expression_tags });
+        let record = serde_json::to_vec(&Record { pack: self, expression_tags, controls });
         // Numbers and texts always serialise; should one not, its debug text is as good a record.
-        let record = record.unwrap_or_else(|_| format!("{self:?}{expression_tags:?}").into_bytes());
+        let record =
+            record.unwrap_or_else(|_| format!("{self:?}{expression_tags:?}{controls:?}").into_bytes());
         Sha256::digest(&record).into()
     }
 }
@@ -100,7 +111,7 @@ impl<'a> PackIdentity<'a> {
 mod tests {
     use super::*;
     use crate::http::rules::testing::spec;
-    use crate::task::ApiKeyId;
+    use crate::task::{ApiKeyId, BlobId, DetailPlaces, Preprocess};
 
     fn place(
         change: impl FnOnce(&mut Character<'static>, &mut crate::task::ImageSpec),
@@ -115,7 +126,21 @@ mod tests {
         };
         let mut spec = spec();
         change(&mut character, &mut spec);
-        PackIdentity::new(character, &spec).place(tags).key
+        PackIdentity::new(character, &spec).place(tags, &spec.controls).key
+    }
+
+    fn lora(strength: f64) -> LoraSpec {
+        LoraSpec { lora: "mia".into(), strength, text_strength: 1.0 }
+    }
+
+    fn control(picture: &[u8]) -> ControlSpec {
+        let (image, preprocess) = (BlobId::of(picture), Preprocess::None);
+        ControlSpec { control: "canny".into(), image, preprocess, strength: 1.0, start: 0.0, end: 1.0 }
+    }
+
+    fn detail() -> DetailSpec {
+        let places = DetailPlaces::Boxes { boxes: vec![[0.0, 0.0, 1.0, 1.0]] };
+        DetailSpec { places, denoise: 0.5, size: None, crop_factor: 3.0, feather: 5 }
     }
 
     #[test]
@@ -141,6 +166,12 @@ mod tests {
             place(|_, s| s.format = ImageFormat::Jpeg { quality: 90 }, "sad"),
             place(|_, s| s.steps = 7, "sad"),
             place(|_, s| s.negative_prompt = "x".into(), "sad"),
+            place(|_, s| s.loras.push(lora(1.0)), "sad"),
+            place(|_, s| s.loras.push(lora(0.5)), "sad"),
+            place(|_, s| s.controls.push(control(b"one")), "sad"),
+            place(|_, s| s.controls.push(control(b"other")), "sad"),
+            place(|_, s| s.detail = Some(detail()), "sad"),
+            place(|_, s| s.background = Background::Key, "sad"),
         ];
         let mut all = others.to_vec();
         all.push(plain);

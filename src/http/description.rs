@@ -145,9 +145,13 @@ mod tests {
             "get /v1/tasks/ws",
             "get /v1/tasks/{id}",
             "get /v1/tasks/{id}/events",
+            "get /v1/templates",
+            "get /v1/templates/{set}/{file}",
             "post /api/v1/images/generate",
             "post /v1/character-packs/expressions",
+            "post /v1/character-packs/outfit-change",
             "post /v1/character-packs/prototypes",
+            "post /v1/character-packs/stickers",
             "post /v1/images",
             "post /v1/images/batch",
             "post /v1/images/generations",
@@ -198,9 +202,18 @@ mod tests {
     #[test]
     fn requests_say_that_other_fields_are_refused() {
         let document = document();
-        for name in
-            ["ImagesRequest", "BatchRequest", "PrototypesRequest", "ExpressionsRequest", "SceneRequest"]
-        {
+        for name in [
+            "ImagesRequest",
+            "BatchRequest",
+            "PrototypesRequest",
+            "ExpressionsRequest",
+            "OutfitChangeRequest",
+            "StickersRequest",
+            "SceneRequest",
+            "LoraRequest",
+            "ControlRequest",
+            "DetailRequest",
+        ] {
             assert_eq!(document["components"]["schemas"][name]["additionalProperties"], false, "{name}");
         }
     }

@@ -229,6 +229,20 @@ impl FromRequestParts<App> for Name {
     }
 }
 
+/// The two names in the path, as texts.
+pub(super) struct Names(pub(super) String, pub(super) String);
+
+impl FromRequestParts<App> for Names {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
+        match Path::<(String, String)>::from_request_parts(parts, app).await {
+            Ok(Path((one, other))) => Ok(Self(one, other)),
+            Err(error) => Err(ApiError::malformed(shown_message(&error.body_text()))),
+        }
+    }
+}
+
 /// A yes or no in a query: `?wait`, `?wait=1`, `?wait=true`.
 pub(super) fn flag<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
     let text = String::deserialize(deserializer)?;

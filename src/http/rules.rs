@@ -80,6 +80,15 @@ impl Rules {
         Err(ApiError::invalid(field, format!("is {count}, must be 1 to {}", self.max_images)))
     }
 
+    /// A picture's size in whole cells, made smaller where it is beyond the limits.
+    pub(super) fn fitting(&self, (width, height): (usize, usize)) -> (usize, usize) {
+        let (most_side, most_pixels) = (*self.limits.side.end() as f64, self.limits.pixels as f64);
+        let (w, h) = (width.max(1) as f64, height.max(1) as f64);
+        let scale = (most_side / w.max(h)).min((most_pixels / (w * h)).sqrt()).min(1.0);
+        let cells = |side: f64| ((side * scale) as usize / PIXELS_PER_CELL * PIXELS_PER_CELL).max(LEAST_SIDE);
+        (cells(w), cells(h))
+    }
+
     /// The picture in full, with seed 0.
     pub(super) fn resolve(&self, defaults: ModelDefaults, choices: Choices) -> Result<ImageSpec, ApiError> {
         let negative_prompt = choices.negative_prompt.unwrap_or(defaults.negative_prompt);

@@ -46,6 +46,12 @@ pub(super) async fn read(app: &App, field: &str, text: &str) -> Result<Upload, A
             other => other.into(),
         })?,
     };
+    check(app, field, bytes).await
+}
+
+/// Decodes a file once, within the limits.
+pub(super) async fn check(app: &App, field: &str, bytes: Bytes) -> Result<Upload, ApiError> {
+    let limits = &app.config.limits;
     if bytes.len() > limits.source_bytes {
         return Err(too_large(field, limits.source_bytes));
     }

@@ -18,7 +18,7 @@ const CONTROL_STRENGTHS: std::ops::RangeInclusive<f64> = 0.0..=10.0;
 const EXAMPLES: usize = 10;
 
 /// Where LoRAs and the like are looked up.
-pub(super) trait Shelf {
+pub(super) trait Shelf: Sync {
     /// Everything of a kind.
     fn list(&self, kind: AuxiliaryKind) -> Vec<AuxiliaryInfo>;
 }

@@ -13,7 +13,7 @@ use crate::http::extract::Params;
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(super) struct BankParams {
-    /// Only this character's: its `character_lora_id`.
+    /// Only this character's: its `character_id`, or the `character_lora_id` where there was none.
     character: Option<String>,
 }
 

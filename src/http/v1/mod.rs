@@ -15,6 +15,7 @@ mod queue;
 mod scenes;
 mod socket;
 mod tasks;
+mod templates;
 
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -34,8 +35,12 @@ pub(super) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(image_files::fetch))
         .routes(routes!(character_packs::prototypes))
         .routes(routes!(character_packs::expressions))
+        .routes(routes!(character_packs::outfit_change))
+        .routes(routes!(character_packs::stickers))
         .routes(routes!(scenes::generate))
         .routes(routes!(expressions::list))
+        .routes(routes!(templates::list))
+        .routes(routes!(templates::picture))
         .routes(routes!(tasks::list))
         .routes(routes!(tasks::show, tasks::cancel))
         .routes(routes!(events::stream))

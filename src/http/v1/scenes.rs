@@ -68,7 +68,7 @@ pub(super) async fn generate(
         idempotency: None,
     };
     let submitted = Job { submission, uploads: Vec::new() }.submit(&app, &client, idempotency).await?;
-    Ok(AcceptedBody::answer(&submitted))
+    Ok(AcceptedBody::answer(&submitted, Vec::new()))
 }
 
 fn scene_spec(
