@@ -12,8 +12,14 @@ use super::extract::Name;
 use super::range;
 
 const INDEX: &str = include_str!("page/index.html");
-const SCRIPT: &str = include_str!("page/app.js");
-const STYLE: &str = include_str!("page/style.css");
+/// Its scripts, which are modules of each other, and its style.
+const FILES: [(&str, &str, &str); 4] = [
+    ("app.js", JAVASCRIPT, include_str!("page/app.js")),
+    ("dom.js", JAVASCRIPT, include_str!("page/dom.js")),
+    ("guides.js", JAVASCRIPT, include_str!("page/guides.js")),
+    ("style.css", "text/css; charset=utf-8", include_str!("page/style.css")),
+];
+const JAVASCRIPT: &str = "text/javascript; charset=utf-8";
 
 /// Its routes.
 pub(super) fn routes() -> OpenApiRouter<App> {
@@ -38,7 +44,7 @@ async fn index(headers: HeaderMap) -> Response {
     path = "/assets/{file}",
     tag = "page",
     security(()),
-    params(("file" = String, Path, description = "`app.js` or `style.css`")),
+    params(("file" = String, Path, description = "`app.js`, `style.css`, …")),
     responses((
         status = 200,
         description = "The file",
@@ -46,10 +52,9 @@ async fn index(headers: HeaderMap) -> Response {
     ))
 )]
 async fn asset(Name(name): Name, headers: HeaderMap) -> Result<Response, ApiError> {
-    match name.as_str() {
-        "app.js" => Ok(file(&headers, "text/javascript; charset=utf-8", SCRIPT)),
-        "style.css" => Ok(file(&headers, "text/css; charset=utf-8", STYLE)),
-        _ => Err(ApiError::not_found("file", &name)),
+    match FILES.iter().find(|(known, ..)| *known == name) {
+        Some((_, mime, text)) => Ok(file(&headers, mime, text)),
+        None => Err(ApiError::not_found("file", &name)),
     }
 }
 
@@ -71,6 +76,16 @@ fn file(headers: &HeaderMap, mime: &'static str, text: &'static str) -> Response
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_module_that_a_script_imports_is_a_file_of_the_page() {
+        for (name, _, text) in FILES.iter().filter(|(name, ..)| name.ends_with(".js")) {
+            for line in text.lines().filter(|line| line.starts_with("import ")) {
+                let module = line.split("\"./").nth(1).and_then(|rest| rest.split('"').next()).unwrap();
+                assert!(FILES.iter().any(|(known, ..)| *known == module), "{name}: {line}");
+            }
+        }
+    }
 
     #[test]
     fn a_file_is_sent_once_and_then_known_by_its_version() {

@@ -1,28 +1,8 @@
 // Darkroom's page: the form, the pictures as they come up, and what was drawn before. Speaks the public /v1 API and
 // nothing else. Text from the server only ever becomes text (never markup), seeds stay strings (they have 64 bits).
 
-const $ = (id) => document.getElementById(id);
-
-/** An element with properties, `data` attributes and children. */
-function el(tag, { data, ...properties } = {}, ...children) {
-  const made = Object.assign(document.createElement(tag), properties);
-  Object.assign(made.dataset, data);
-  made.append(...children.filter((child) => child != null));
-  return made;
-}
-
-const show = (element, text) => {
-  element.textContent = text ?? "";
-  element.hidden = !text;
-};
-const sleep = (ms) => new Promise((done) => setTimeout(done, ms));
-const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
-
-function duration(seconds) {
-  if (seconds < 1) return "under a second";
-  if (seconds < 90) return `${Math.round(seconds)} s`;
-  return seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`;
-}
+import { $, clamp, duration, el, show, sleep } from "./dom.js";
+import * as guides from "./guides.js";
 
 // ---------------------------------------------------------------------------------------------------- the server
 
@@ -407,10 +387,10 @@ class Sheet {
 
   /** What the task is of: the character of a pack, the prompt of a picture. */
   subject() {
-    const given = this.body.character_prompt ?? this.body.prompt;
+    const given = this.body.new_outfit_prompt ?? this.body.character_prompt ?? this.body.prompt ?? this.task.prompt;
     if (given) return given;
     const prompts = (this.task.images ?? []).map((image) => image.prompt ?? "");
-    if (!prompts.length) return { expressions: "Expression pack", scene: "Scene", prototypes: "Prototypes" }[this.task.kind] ?? "Pictures";
+    if (!prompts.length) return { expressions: "Expression pack", scene: "Scene", prototypes: "Prototypes", full_body: "Full body", outfit_change: "Outfit", stickers: "Stickers" }[this.task.kind] ?? "Pictures";
     let shared = prompts[0];
     for (const prompt of prompts) while (!prompt.startsWith(shared)) shared = shared.slice(0, -1);
     if (shared.length < prompts[0].length && shared.includes(",")) shared = shared.slice(0, shared.lastIndexOf(","));
@@ -554,6 +534,8 @@ async function submit(asked) {
   const answer = await post(asked.path, asked.body);
   asked = { ...asked, count: answer.expression_count ?? asked.count };
   const sheet = place(answer, { asked });
+  sheet.trouble = answer.warnings?.join("\n");
+  sheet.draw();
   say("Sent. It comes up under Pictures.");
   refreshSoon();
   return sheet;
@@ -693,6 +675,8 @@ const WORDS = {
 };
 const SOURCE_BYTES = 20 * 2 ** 20;
 
+const MODES = ["picture", "pack", "body", "outfit"];
+
 let mode = "picture";
 let models = [];
 let expressions = [];
@@ -709,14 +693,15 @@ const isSmall = () => (model()?.native_side ?? 0) <= 256;
 
 function setMode(next, focus = false) {
   mode = next;
-  for (const name of ["picture", "pack"]) {
+  for (const name of MODES) {
     const tab = $(`tab-${name}`);
     tab.ariaSelected = String(name === mode);
     tab.tabIndex = name === mode ? 0 : -1;
     if (name === mode && focus) tab.focus();
   }
   $("form").setAttribute("aria-labelledby", `tab-${mode}`);
-  for (const part of document.querySelectorAll("#form [data-mode]")) part.hidden = part.dataset.mode !== mode;
+  for (const part of document.querySelectorAll("#form [data-mode]")) part.hidden = !isOfMode(part);
+  if (!source) setDenoise(mode === "outfit" ? 0.4 : 0.6);
   // A pack without a seed takes the one that the server keeps for the character.
   $("seed").placeholder = mode === "pack" ? "the character's" : "random";
   drawSizes();
@@ -726,10 +711,13 @@ function setMode(next, focus = false) {
   clearProblems();
 }
 
+/** Whether a part of the form is shown in this mode: `data-mode` names one or more. */
+const isOfMode = (part) => part.dataset.mode.split(" ").includes(mode);
+
 function drawExamples() {
-  const examples = (isSmall() ? TAGS : WORDS)[mode];
-  const field = mode === "pack" ? $("character") : $("prompt");
-  $(`${mode}-examples`).replaceChildren("Try", ...examples.map(([name, text]) => {
+  const examples = (isSmall() ? TAGS : WORDS)[mode === "picture" ? "picture" : "pack"];
+  const field = mode === "picture" ? $("prompt") : $("character");
+  $(`${mode === "picture" ? "picture" : "pack"}-examples`).replaceChildren("Try", ...examples.map(([name, text]) => {
     const button = el("button", { type: "button", textContent: name, title: text });
     button.addEventListener("click", () => {
       field.value = text;
@@ -793,6 +781,7 @@ const chosenSize = () => ({ width: number("width"), height: number("height") });
 function drawDefaults() {
   const defaults = model()?.defaults ?? {};
   for (const name of ["steps", "cfg", "sampler", "scheduler"]) $(name).placeholder = defaults[name] ?? "";
+  guides.drawLoras(model());
   $("negative").placeholder = (!negativeChosen && defaults.negative_prompt) || "none";
   drawSizes();
   drawExamples();
@@ -801,7 +790,7 @@ function drawDefaults() {
 
 function drawSummary() {
   const of = (id) => $(id).value || $(id).placeholder;
-  const words = mode === "pack" ? [model()?.id, $("priority").value] : [model()?.id, of("steps") && `${of("steps")} steps`, of("sampler")];
+  const words = mode !== "picture" ? [model()?.id, $("priority").value] : [model()?.id, of("steps") && `${of("steps")} steps`, of("sampler")];
   $("settings-summary").textContent = words.filter(Boolean).join(" · ");
 }
 
@@ -841,9 +830,9 @@ function drawSubmit() {
   const picked = pickedExpressions().length;
   $("expression-count").textContent = expressions.length ? `${picked} of ${expressions.length}` : "";
   $("expressions-all").textContent = picked ? "none" : "all";
-  const count = mode === "pack" ? picked : number("count") || 1;
+  const count = mode === "pack" ? picked : mode === "picture" ? number("count") || 1 : 1;
   const unnamed = !expressions.length && pickedExpressions()[0] === "all";
-  $("submit-label").textContent = mode === "pack" && unnamed ? "Develop the pack" : mode === "pack" ? `Develop ${picked} expression${picked === 1 ? "" : "s"}`
+  $("submit-label").textContent = mode === "body" ? "Develop the pose" : mode === "outfit" ? "Develop the outfit" : mode === "pack" && unnamed ? "Develop the pack" : mode === "pack" ? `Develop ${picked} expression${picked === 1 ? "" : "s"}`
     : count > 1 ? `Develop ${count} pictures` : "Develop";
 }
 
@@ -856,9 +845,12 @@ function clearProblems() {
 /** Shows a refusal at its field, if the form has that field, else above the button. */
 function showProblem(refusal) {
   clearProblems();
-  const name = refusal.field === "resolution" ? "width" : refusal.field?.split(/[.[]/)[0];
+  const same = { resolution: "width", base_image_url: "init_image", denoise_strength: "denoise", lora_strength: "character_lora_id",
+    character_design: "character_prompt", use_templates: "template_set" };
+  const plain = refusal.field?.split(/[.[]/)[0];
+  const name = same[plain] ?? plain;
   const field = [...document.querySelectorAll("#form [data-field]")]
-    .find((one) => one.dataset.field === name && (!one.closest("[data-mode]") || one.closest("[data-mode]").dataset.mode === mode));
+    .find((one) => one.dataset.field === name && (!one.closest("[data-mode]") || isOfMode(one.closest("[data-mode]"))));
   if (!field) {
     show($("problem"), refusal.text);
     return;
@@ -879,13 +871,32 @@ function request() {
   const seed = text("seed");
   if (seed && !/^\d{1,20}$/.test(seed)) refuse("seed", "A seed is a whole number.", "Leave it empty for a random one.");
   const body = { seed: seed && BigInt(seed).toString() };
+  const character = { character_prompt: text("character"), ...guides.chosenLora() };
+  const drawn = { art_style: text("style"), model: $("model").value || undefined, priority: $("priority").value };
+  if (mode !== "picture" && mode !== "outfit" && !character.character_prompt && !character.character_lora_id) {
+    refuse("character_prompt", "Say who it is.", "One of the examples, perhaps, or a LoRA.");
+  }
+  if (mode === "body") {
+    Object.assign(body, character, drawn, {
+      outfit_prompt: text("outfit"), pose_data: guides.chosenPose(), resolution: sizeChosen ? `${width}x${height}` : undefined,
+    });
+    return { path: "v1/character-packs/full-body", body, count: 1 };
+  }
+  if (mode === "outfit") {
+    if (!source) refuse("base_image_url", "Choose the picture that shall change.");
+    if (!text("outfit")) refuse("new_outfit_prompt", "Say what to wear.");
+    Object.assign(body, character, drawn, {
+      base_image_url: source.data, new_outfit_prompt: text("outfit"), denoise_strength: number("denoise"),
+      preserve_pose: $("preserve-pose").checked ? undefined : false, resolution: sizeChosen ? `${width}x${height}` : undefined,
+    });
+    return { path: "v1/character-packs/outfit-change", body, count: 1, source: source.blob };
+  }
   if (mode === "pack") {
     const tags = pickedExpressions();
-    if (!text("character")) refuse("character_prompt", "Say who it is.", "One of the examples, perhaps.");
     if (!tags.length) refuse("expression_tags", "Choose at least one expression.");
     Object.assign(body, {
-      character_prompt: text("character"), expression_tags: tags, art_style: text("style"), model: $("model").value || undefined,
-      resolution: `${width}x${height}`, priority: $("priority").value, bypass_cache: $("bank").value ? true : undefined,
+      ...character, ...drawn, ...guides.chosenTemplates(), expression_tags: tags,
+      resolution: `${width}x${height}`, bypass_cache: $("bank").value ? true : undefined,
     });
     return { path: "v1/character-packs/expressions", body, labels: expressions.length ? tags : undefined, count: tags.length };
   }
@@ -926,7 +937,7 @@ async function setSource(blob) {
   source = null;
   $("file").value = "";
   if (blob) {
-    setMode("picture");
+    if (mode !== "outfit") setMode("picture");
     if (!blob.type.startsWith("image/")) return showProblem(new Refusal(422, { field: "init_image", message: "That file is not a picture." }));
     if (blob.size > SOURCE_BYTES) return showProblem(new Refusal(413, { field: "init_image", message: "That picture is larger than 20 MB." }));
     const data = await new Promise((done) => {
@@ -1018,6 +1029,8 @@ const viewer = {
       ["Steps", settings.steps],
       ["CFG", settings.cfg],
       ["Sampler", settings.sampler && [settings.sampler, settings.scheduler].filter(Boolean).join(" / ")],
+      ["LoRAs", settings.loras?.map(({ id, strength }) => `${id} ${strength}`).join(", ")],
+      ["ControlNets", settings.controls?.map(({ id, strength }) => `${id} ${strength}`).join(", ")],
       ["Began as", settings.from_image && "a picture"],
       ["Denoise", settings.from_image ? settings.denoise : null],
       ["File", [settings.format?.toUpperCase(), settings.bytes && `${Math.ceil(settings.bytes / 1024)} KB`].filter(Boolean).join(", ")],
@@ -1150,6 +1163,7 @@ async function start() {
   } catch (refusal) {
     if (refusal.status !== 404) throw refusal;
   }
+  await guides.load(json);
   if (asked !== session) return;
   models = answer.data ?? [];
   expressions = known;
@@ -1158,6 +1172,7 @@ async function start() {
   drawModels();
   drawExpressions();
   drawStarters();
+  guides.draw(model(), ask);
 }
 
 /** Begins anew with another key, or none. */
@@ -1181,10 +1196,11 @@ function setDenoise(value) {
 }
 
 function connectControls() {
-  for (const name of ["picture", "pack"]) {
+  for (const [at, name] of MODES.entries()) {
     $(`tab-${name}`).addEventListener("click", () => setMode(name));
     $(`tab-${name}`).addEventListener("keydown", (event) => {
-      if (event.key === "ArrowLeft" || event.key === "ArrowRight") setMode(name === "pack" ? "picture" : "pack", true);
+      const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+      if (step) setMode(MODES[(at + step + MODES.length) % MODES.length], true);
     });
   }
   $("form").addEventListener("submit", (event) => {
