@@ -33,6 +33,14 @@ def ask(path: str, body: object = None) -> dict[str, Any]:
 TASK = ask("/v1/images?wait=true", {"prompt": "1girl, smile", "steps": 2})
 assert TASK["status"] == "completed", TASK
 IMAGE = TASK["images"][0]
+LORAS = [one["id"] for one in ask("/v1/loras")["loras"]]
+CONTROLS = [one["id"] for one in ask("/v1/controlnets")["controlnets"]]
+POSES = [one["id"] for one in ask("/v1/poses")["poses"]]
+TEMPLATES = [one["name"] for one in ask("/v1/templates")["sets"]]
+# A white picture, 8 x 8.
+PICTURE = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAD0lEQVR4nGP4jwMwDC0JALoev0Ewkwr8AAAAAElFTkSuQmCC"
+)
 EXPRESSIONS = [one["name"] for one in ask("/v1/expressions")["expressions"]]
 KNOWN_PATHS = {
     "/v1/tasks/{id}": {"id": TASK["task_id"]},
@@ -42,6 +50,8 @@ KNOWN_PATHS = {
     "/v1/models/{id}/load": {"id": IMAGE["model"]},
     "/v1/models/{id}/unload": {"id": IMAGE["model"]},
     "/assets/{file}": {"file": "app.js"},
+    "/v1/poses/{file}": {"file": f"{POSES[0]}.png"},
+    "/v1/templates/{set}/{file}": {"set": TEMPLATES[0], "file": f"{EXPRESSIONS[0]}.png"},
 }
 # In a query, these are yes and no as well, whatever the description's plain "boolean" says.
 FLAGS = ("wait", "previews", "download")
@@ -54,6 +64,11 @@ KNOWN_WORDS = {
     "size": ["64x64", "auto"],
     "art_style": ["anime", "auto"],
     "init_image": [IMAGE["url"]],
+    "base_image_url": [PICTURE],
+    "pose_image": [PICTURE],
+    "character_lora_id": LORAS,
+    "template_set": TEMPLATES,
+    "pose_id": POSES,
     "webhook_url": [REFUSED],
     "callback_webhook": [REFUSED],
 }
@@ -84,6 +99,12 @@ def drawable(body: dict[str, Any], chance: int) -> dict[str, Any]:
             body[name] = 16 * luck
         elif name in ("steps", "num_inference_steps", "count", "n", "variant_count") and luck:
             body[name] = luck
+        elif name == "loras" and isinstance(body[name], list) and luck:
+            body[name] = [{"id": LORAS[luck % len(LORAS)], "strength": luck / 2}]
+        elif name == "controls" and isinstance(body[name], list) and luck:
+            body[name] = [{"id": CONTROLS[luck % len(CONTROLS)], "image": PICTURE, "preprocess": "canny"}]
+        elif name == "pose_data" and isinstance(body[name], dict):
+            body[name] = drawable(body[name], chance + 1)
         elif name == "requests" and isinstance(body[name], list):
             body[name] = [drawable(one, chance + 1) if isinstance(one, dict) else one for one in body[name]]
     return body
