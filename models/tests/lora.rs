@@ -238,12 +238,12 @@ fn every_kind_merges_as_its_trainer_and_comfyui_merge_it() {
 fn adapters_and_merged_weights_draw_the_same_for_every_kind() {
     for (model, files) in [("sdxl", &SDXL as &[_]), ("sd15", &SD15)] {
         let model = Model::open(model);
-        let plain = model.forward(&model.unet, &Adapters::NONE);
+        let plain = model.forward(&model.unet, Adapters::none());
         for file in files {
             let lora = model.bind(&open(file));
             let stack = [(&lora.unet, 0.6)];
             let adapter = adapter(&model.kept, &stack).unwrap();
-            let merged = model.forward(&model.with(&stack), &Adapters::NONE);
+            let merged = model.forward(&model.with(&stack), Adapters::none());
             let adapted = model.forward(&model.unet, &Adapters::all(adapter.into(), 3));
             assert_close(file, &adapted, &merged, 1e-5);
             let effect = relative_error(&merged, &plain);
@@ -262,8 +262,8 @@ fn rows_with_different_stacks_and_without_draw_as_each_alone() {
         [&[(lora, 0.8), (mid, -0.5)], &[(loha, 1.2), (lora, 0.3)], &[(dora, 1.0)]];
     let adapters = stacks.map(|stack| Arc::new(adapter(&model.kept, stack).unwrap()));
     assert!(adapters[0].get("down_blocks.1.resnets.0.conv1").is_some());
-    let plain = model.forward(&model.unet, &Adapters::NONE);
-    let merged = stacks.map(|stack| model.forward(&model.with(stack), &Adapters::NONE));
+    let plain = model.forward(&model.unet, Adapters::none());
+    let merged = stacks.map(|stack| model.forward(&model.with(stack), Adapters::none()));
     for rows in [[Some(0), Some(1), Some(2)], [Some(2), None, Some(0)], [None, Some(1), None]] {
         let groups = rows
             .iter()

@@ -62,11 +62,18 @@ pub enum PipelineError {
     },
     /// A LoRA does not fit the model.
     #[error(transparent)]
-    Lora(#[from] darkroom_models::lora::LoraError),
+    Lora(Box<darkroom_models::lora::LoraError>),
     /// A ControlNet does not fit the model.
     #[error(transparent)]
     ControlNet(#[from] darkroom_models::controlnet::ControlNetError),
     /// A tensor operation failed.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
+}
+
+impl From<darkroom_models::lora::LoraError> for PipelineError {
+    // Boxed: it is by far the largest of them.
+    fn from(error: darkroom_models::lora::LoraError) -> Self {
+        Self::Lora(Box::new(error))
+    }
 }
