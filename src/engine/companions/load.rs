@@ -9,6 +9,7 @@ use darkroom_models::depth::DepthEstimator;
 use darkroom_models::face_detector::FaceDetector;
 use darkroom_models::lora::{Lora, LoraFile};
 use darkroom_models::matting::BackgroundRemover;
+use darkroom_models::weights::WeightFile;
 use darkroom_pipelines::preprocess::canny::{Canny, CannyMethod};
 use darkroom_pipelines::{Control, LoraSet, Picture, Pipeline, Rounding, StackedLora};
 
@@ -31,6 +32,11 @@ fn unusable(entry: &AuxiliaryEntry, error: &dyn Display) -> TaskError {
     invalid(entry.for_clients(&error.to_string()))
 }
 
+/// Its file, opened.
+fn opened(entry: &AuxiliaryEntry) -> Result<Arc<WeightFile>, TaskError> {
+    entry.open().map_err(|error| unusable(entry, &error))
+}
+
 fn entry(catalog: &Catalog, kind: AuxiliaryKind, id: &str) -> Result<AuxiliaryEntry, TaskError> {
     catalog.find_auxiliary(kind, id).ok_or_else(|| TaskError {
         kind: TaskErrorKind::ModelUnavailable,
@@ -43,7 +49,7 @@ pub(super) fn lora(catalog: &Arc<Catalog>, pipeline: &Arc<Pipeline>, id: &str) -
     let (catalog, pipeline, id) = (Arc::clone(catalog), Arc::clone(pipeline), id.to_owned());
     Box::new(move || {
         let entry = entry(&catalog, AuxiliaryKind::Lora, &id)?;
-        let file = entry.open().map_err(|error| unusable(&entry, &error))?;
+        let file = opened(&entry)?;
         let file = LoraFile::open(file).map_err(|error| unusable(&entry, &error))?;
         let lora = pipeline.bind_lora(&file).map_err(|error| unusable(&entry, &error))?;
         if let Some(first) = lora.unmatched.first() {
@@ -89,7 +95,7 @@ pub(super) fn control_net(catalog: &Arc<Catalog>, pipeline: &Arc<Pipeline>, id: 
     let (catalog, pipeline, id) = (Arc::clone(catalog), Arc::clone(pipeline), id.to_owned());
     Box::new(move || {
         let entry = entry(&catalog, AuxiliaryKind::ControlNet, &id)?;
-        let file = entry.open().map_err(|error| unusable(&entry, &error))?;
+        let file = opened(&entry)?;
         let network =
             ControlNet::from_file(file, pipeline.unet_config(), pipeline.device(), pipeline.precision());
         let network = network.map_err(|error| unusable(&entry, &error))?;
@@ -103,8 +109,8 @@ pub(super) fn detector(catalog: &Arc<Catalog>, id: &str) -> Load {
     let (catalog, id) = (Arc::clone(catalog), id.to_owned());
     Box::new(move || {
         let entry = entry(&catalog, AuxiliaryKind::Detector, &id)?;
-        let detector =
-            FaceDetector::from_file(entry.open().map_err(invalid)?, &Device::Cpu).map_err(invalid)?;
+        let detector = FaceDetector::from_file(opened(&entry)?, &Device::Cpu)
+            .map_err(|error| unusable(&entry, &error))?;
         Ok((Value::Detector(Arc::new(detector)), entry.bytes))
     })
 }
@@ -114,8 +120,9 @@ pub(super) fn remover(catalog: &Arc<Catalog>, id: &str) -> Load {
     let (catalog, id) = (Arc::clone(catalog), id.to_owned());
     Box::new(move || {
         let entry = entry(&catalog, AuxiliaryKind::Matting, &id)?;
-        let remover = BackgroundRemover::from_file(&entry.open().map_err(invalid)?, &Device::Cpu);
-        Ok((Value::Remover(Arc::new(remover.map_err(invalid)?)), entry.bytes))
+        let remover = BackgroundRemover::from_file(&opened(&entry)?, &Device::Cpu);
+        let remover = remover.map_err(|error| unusable(&entry, &error))?;
+        Ok((Value::Remover(Arc::new(remover)), entry.bytes))
     })
 }
 
@@ -129,8 +136,9 @@ pub(super) fn depth(catalog: &Arc<Catalog>) -> Load {
                  folder, or give a depth picture",
             ));
         };
-        let estimator = DepthEstimator::from_file(&entry.open().map_err(invalid)?, &Device::Cpu);
-        Ok((Value::Depth(Arc::new(estimator.map_err(invalid)?)), entry.bytes))
+        let estimator = DepthEstimator::from_file(&opened(&entry)?, &Device::Cpu);
+        let estimator = estimator.map_err(|error| unusable(&entry, &error))?;
+        Ok((Value::Depth(Arc::new(estimator)), entry.bytes))
     })
 }
 
