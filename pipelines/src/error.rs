@@ -65,7 +65,7 @@ pub enum PipelineError {
     Lora(Box<darkroom_models::lora::LoraError>),
     /// A ControlNet does not fit the model.
     #[error(transparent)]
-    ControlNet(#[from] darkroom_models::controlnet::ControlNetError),
+    ControlNet(Box<darkroom_models::controlnet::ControlNetError>),
     /// A tensor operation failed.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
@@ -75,5 +75,11 @@ impl From<darkroom_models::lora::LoraError> for PipelineError {
     // Boxed: it is by far the largest of them.
     fn from(error: darkroom_models::lora::LoraError) -> Self {
         Self::Lora(Box::new(error))
+    }
+}
+
+impl From<darkroom_models::controlnet::ControlNetError> for PipelineError {
+    fn from(error: darkroom_models::controlnet::ControlNetError) -> Self {
+        Self::ControlNet(Box::new(error))
     }
 }

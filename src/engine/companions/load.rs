@@ -22,6 +22,7 @@ use crate::task::{ControlSpec, LoraSpec, Preprocess, TaskError, TaskErrorKind};
 /// Whether a picture is drawn with merged weights depends on who else is there; it must not show.
 pub(in crate::engine) const ROUNDING: Rounding = Rounding::None;
 
+#[expect(clippy::needless_pass_by_value, reason = "errors are mapped by it")]
 fn invalid(message: impl ToString) -> TaskError {
     TaskError { kind: TaskErrorKind::InvalidRequest, message: message.to_string() }
 }
