@@ -68,6 +68,20 @@ impl LoraSet {
         !self.clip_l.is_empty() || !self.clip_g.is_empty()
     }
 
+    /// What of its LoRAs does nothing, for people.
+    pub fn warnings(&self) -> Vec<String> {
+        let unmatched = |stacked: &StackedLora| {
+            let keys = &stacked.lora.unmatched;
+            let first = keys.first()?;
+            Some(format!(
+                "{} keys of the LoRA '{}' fit nothing in the model and do nothing (the first is '{first}')",
+                keys.len(),
+                stacked.name
+            ))
+        };
+        self.stack.iter().filter_map(unmatched).collect()
+    }
+
     pub(crate) fn unet_stack(&self) -> Vec<(&LoraPart, f64)> {
         self.stack.iter().map(|stacked| (&stacked.lora.unet, stacked.strength)).collect()
     }

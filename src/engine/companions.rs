@@ -30,6 +30,8 @@ use crate::task::{
 
 /// How long what could not be loaded is not tried again.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
+/// Most of them, whatever their size: strengths are the clients' choice, and each stack with its own is one.
+const MOST: usize = 1024;
 
 /// Names one of them.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -191,11 +193,10 @@ impl Companions {
 
     /// Puts out what nothing uses, least recently used first, until at most `budget` bytes are left.
     pub(super) fn shrink(&mut self, budget: u64) {
-        while self.bytes() > budget {
+        while self.bytes() > budget || self.slots.len() > MOST {
             let idle = self.slots.iter().filter_map(|(key, slot)| match slot {
-                Slot::Ready { value, last_used, bytes } if *bytes > 0 && value.is_idle() => {
-                    Some((*last_used, key))
-                }
+                Slot::Ready { value, last_used, .. } if value.is_idle() => Some((*last_used, key)),
+                Slot::Failed { at, .. } => Some((*at, key)),
                 _ => None,
             });
             let Some(oldest) = idle.min_by_key(|(used, _)| *used).map(|(_, key)| key.clone()) else { return };
@@ -359,12 +360,16 @@ impl Companions {
         }
     }
 
-    /// Begins to merge a set, unless that was tried already.
+    /// Whether a set is merged, or that was tried.
+    pub(super) fn has_merged(&self, model: &Arc<str>, set: &LoraSet) -> bool {
+        let key = Key::Merged { model: Arc::clone(model), set: Arc::clone(set.name()) };
+        self.slots.contains_key(&key)
+    }
+
+    /// Begins to merge a set.
     pub(super) fn want_merged(&mut self, model: &Arc<str>, pipeline: &Arc<Pipeline>, set: &Arc<LoraSet>) {
         let key = Key::Merged { model: Arc::clone(model), set: Arc::clone(set.name()) };
-        if !self.slots.contains_key(&key) {
-            self.request(key, load::merged(pipeline, set));
-        }
+        self.request(key, load::merged(pipeline, set));
     }
 
     /// What is known of one; `None`: it is to be asked for.

@@ -127,7 +127,9 @@ impl DeviceThread {
             let (done, total) = sample.progress();
             steps_left += total.saturating_sub(done);
         }
-        let Some(set) = set.cloned() else { return };
+        let Some(set) = set.cloned().filter(|set| !self.companions.has_merged(&key.model, set)) else {
+            return;
+        };
         let taken = self.weights.bytes() + self.companions.bytes();
         let room = self.shared.options.memory_budget.saturating_sub(taken);
         if steps_left < WORTH_MERGING || pipeline.merged_bytes(&set, ROUNDING) > room / 2 {
@@ -166,7 +168,9 @@ impl DeviceThread {
                     let side = self.weights.get(&ticket.key.model).map_or(0, |resident| {
                         resident.entry.defaults.width.max(resident.entry.defaults.height)
                     });
+                    let warnings = sample.loras().map(|set| set.warnings()).unwrap_or_default();
                     let finished = Finished {
+                        warnings,
                         job: ticket.job,
                         pipeline,
                         latent,
