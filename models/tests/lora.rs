@@ -7,6 +7,8 @@
     reason = "tests fail by panicking and say what they measured"
 )]
 
+#[path = "support/safetensors_bytes.rs"]
+mod safetensors_bytes;
 mod support;
 
 use std::collections::{BTreeMap, HashMap};
@@ -14,8 +16,9 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use darkroom_models::adapter::{Adapters, LayerAdapter};
+use darkroom_models::checkpoint::{Layout, ModelKind, inspect};
 use darkroom_models::clip::{ClipEncoding, ClipTextConfig, ClipTextEncoder, HiddenLayer};
-use darkroom_models::lora::{Lora, LoraError, LoraFile, LoraPart, LoraTarget, adapter, merge};
+use darkroom_models::lora::{Family, Lora, LoraError, LoraFile, LoraPart, LoraTarget, adapter, merge};
 use darkroom_models::unet::{UNet2DConditionModel, UNetConfig, UNetInput};
 use darkroom_models::weights::{Kept, KeptOrder, Stored, Transform, WeightFile, Weights};
 use proptest::collection::vec;
@@ -613,4 +616,61 @@ proptest! {
             prop_assert!(!file.summary().targets.is_empty());
         }
     }
+}
+
+fn bytes_of(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|value| value.to_le_bytes()).collect()
+}
+
+#[test]
+fn an_inspected_lora_says_what_it_is_and_how_to_call_it() {
+    let tags =
+        r#"{"10_mika": {"1girl": 12, "mika": 20, "": 3}, "other": {"mika": 5, "smile": 7, "never": 0}}"#;
+    let module = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k";
+    let entries = [
+        (format!("{module}.lora_down.weight"), vec![2, 2048]),
+        (format!("{module}.lora_up.weight"), vec![640, 2]),
+        ("lora_te1_text_model_encoder_layers_0_mlp_fc1.hada_w1_b".to_owned(), vec![3, 768]),
+    ];
+    let entries: Vec<_> = entries
+        .iter()
+        .map(|(name, shape)| {
+            let bytes = bytes_of(&vec![0.0; shape.iter().product()]);
+            (name.as_str(), "F32", shape.as_slice(), bytes)
+        })
+        .collect();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("mika.safetensors");
+    std::fs::write(&path, safetensors_bytes::file_of(&entries, &[("ss_tag_frequency", tags)])).unwrap();
+    let found = inspect(&path).unwrap();
+    assert_eq!((found.kind, found.layout), (ModelKind::Lora, Layout::Kohya));
+    let lora = found.lora.as_ref().unwrap();
+    assert_eq!((lora.family, lora.ranks), (Some(Family::Sdxl), Some((2, 3))));
+    assert_eq!(lora.trigger_words, ["mika", "1girl", "smile"]);
+    let text = found.to_string();
+    for part in
+        ["LoRA, ranks 2 to 3, made for SDXL", "changes UNet: 1 modules", r#"["mika", "1girl", "smile"]"#]
+    {
+        assert!(text.contains(part), "no '{part}' in {text}");
+    }
+
+    let phrase = &[("modelspec.trigger_phrase", "mika, pink hair , "), ("ss_tag_frequency", tags)];
+    std::fs::write(&path, safetensors_bytes::file_of(&entries, phrase)).unwrap();
+    assert_eq!(inspect(&path).unwrap().lora.unwrap().trigger_words, ["mika", "pink hair"]);
+    for broken in ["{", "[]", r#"{"a": {"b": "c"}}"#, r#"{"a": 1}"#] {
+        std::fs::write(&path, safetensors_bytes::file_of(&entries, &[("ss_tag_frequency", broken)])).unwrap();
+        assert!(inspect(&path).unwrap().lora.unwrap().trigger_words.is_empty(), "{broken}");
+    }
+}
+
+#[test]
+fn kinds_without_support_are_inspected_as_what_they_are() {
+    let entries =
+        [("lora_unet_mid_block_attentions_0_proj_in.oft_blocks", "F32", &[1usize][..], bytes_of(&[0.0]))];
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("oft.safetensors");
+    std::fs::write(&path, safetensors_bytes::file_of(&entries, &[])).unwrap();
+    let found = inspect(&path).unwrap();
+    assert_eq!(found.kind, ModelKind::Lora);
+    assert!(found.notes[0].contains("an OFT or BOFT file, which is not supported"), "{:?}", found.notes);
 }

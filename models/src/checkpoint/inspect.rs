@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::single_file::{is_ignored, part_of};
 use super::{CheckpointError, ControlNetKind, Layout, ModelKind, Part, Prediction, folder, kind, prediction};
+use crate::lora::{LoraFile, LoraSummary};
 use crate::weights::{Header, TensorInfo, WeightFile};
 
 /// Longest metadata value shown; training scripts store megabytes of tag counts.
@@ -27,6 +28,8 @@ pub struct Inspection {
     pub prediction: Option<Prediction>,
     /// For ControlNets: the models that it is made for, and its form.
     pub controlnet: Option<ControlNetKind>,
+    /// For LoRAs: what they change and were made for.
+    pub lora: Option<LoraSummary>,
     /// Number of tensors.
     pub tensors: u64,
     /// Number of elements of all tensors.
@@ -60,10 +63,10 @@ pub struct ComponentSummary {
 
 /// Says what the file or diffusers folder at `path` is. Reads no tensors.
 pub fn inspect(path: &Path) -> Result<Inspection, CheckpointError> {
-    if path.is_dir() { inspect_folder(path) } else { Ok(inspect_file(&WeightFile::open(path)?)) }
+    if path.is_dir() { inspect_folder(path) } else { Ok(inspect_file(&Arc::new(WeightFile::open(path)?))) }
 }
 
-fn inspect_file(file: &WeightFile) -> Inspection {
+fn inspect_file(file: &Arc<WeightFile>) -> Inspection {
     let header = file.header();
     let (kind, layout) = kind::classify(header);
     let checkpoint = !kind.parts().is_empty() && layout == Layout::Ldm;
@@ -105,6 +108,12 @@ fn inspect_file(file: &WeightFile) -> Inspection {
     if let Some(controlnet) = found.controlnet {
         found.notes.push(format!("it is made for {}", controlnet.family));
         found.notes.extend(controlnet.form.problem().map(str::to_owned));
+    }
+    if kind == ModelKind::Lora {
+        match LoraFile::open(file.clone()) {
+            Ok(lora) => found.lora = Some(lora.summary()),
+            Err(error) => found.notes.push(error.to_string()),
+        }
     }
     if ignored > 0 {
         found.notes.push(format!("{ignored} tensors of training state or schedules are ignored"));
@@ -159,6 +168,7 @@ impl Inspection {
             layout,
             prediction: None,
             controlnet: None,
+            lora: None,
             tensors: 0,
             parameters: 0,
             bytes: 0,
@@ -227,6 +237,9 @@ impl fmt::Display for Inspection {
         }
         if let Some(prediction) = &self.prediction {
             writeln!(f, "  predicts: {prediction}")?;
+        }
+        if let Some(lora) = &self.lora {
+            write!(f, "{lora}")?;
         }
         for note in &self.notes {
             writeln!(f, "  note: {note}")?;

@@ -151,14 +151,15 @@ pub(crate) fn classify(header: &Header) -> (ModelKind, Layout) {
     };
     let contains = |part: &str| header.tensors.keys().any(|name| name.contains(part));
     // LoRAs first: their names contain the names of the networks they change.
-    if contains(".lora_down.weight") || contains(".hada_w1_a") || contains(".lokr_w1") {
-        return (ModelKind::Lora, Layout::Kohya);
-    }
-    if contains(".lora_A.") || contains(".lora_B.") {
-        return (ModelKind::Lora, Layout::Peft);
-    }
-    if contains(".lora.down.weight") || contains("_lora.down.weight") || contains(".lora_linear_layer.") {
-        return (ModelKind::Lora, Layout::Diffusers);
+    if let Some(name) = header.tensors.keys().find(|name| crate::lora::is_lora_tensor(name)) {
+        let peft = contains(".lora_A") || contains(".lora_B");
+        let kohya = name.starts_with("lora_") || name.starts_with("lycoris_");
+        let layout = match (peft, kohya) {
+            (true, _) => Layout::Peft,
+            (false, true) => Layout::Kohya,
+            (false, false) => Layout::Diffusers,
+        };
+        return (ModelKind::Lora, layout);
     }
     let controlnet = [
         "controlnet_cond_embedding.",

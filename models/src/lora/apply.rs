@@ -4,9 +4,11 @@ use std::collections::{BTreeSet, HashMap};
 
 use candle_core::{DType, Tensor};
 
+use super::blocks::{self, LowRank};
+use super::change::Change;
 use super::{LoraError, LoraPart, Patch};
 use crate::adapter::{LayerAdapter, NetworkAdapter};
-use crate::weights::{Kept, KeptOrder, KeptTensor};
+use crate::weights::{Kept, KeptOrder};
 
 /// A stack: what each LoRA changes in one network, and how strongly; 0 changes nothing.
 type Stack<'a> = [(&'a LoraPart, f64)];
@@ -106,26 +108,7 @@ fn other_model(base: &Kept, layer: &str) -> LoraError {
     LoraError::OtherModel { layer: layer.to_owned(), model: base.origin().to_owned() }
 }
 
-/// The layer's weight in `f32` after all changes; `None` when none changes it.
-fn changed_weight<'a>(
-    base: &'a Kept,
-    layer: &str,
-    name: &str,
-    patches: &[(&Patch, f64)],
-) -> Result<Option<(Tensor, &'a KeptTensor)>, LoraError> {
-    let mut changes =
-        patches.iter().filter_map(|(patch, strength)| Some((patch.weight.as_ref()?, *strength)));
-    let Some(first) = changes.next() else { return Ok(None) };
-    let kept = base.get(name).ok_or_else(|| other_model(base, layer))?;
-    let channels_last = kept.order == KeptOrder::ChannelsLast;
-    let mut weight = kept.tensor.to_dtype(DType::F32)?;
-    for (change, strength) in std::iter::once(first).chain(changes) {
-        let changed = change.apply(&weight, channels_last, strength);
-        weight = changed.map_err(|_| other_model(base, layer))?;
-    }
-    Ok(Some((weight, kept)))
-}
-
+/// The layer's weight after all changes; `None` when none changes it.
 fn merged_weight(
     base: &Kept,
     layer: &str,
@@ -133,8 +116,42 @@ fn merged_weight(
     patches: &[(&Patch, f64)],
     merged_type: MergedType,
 ) -> Result<Option<Tensor>, LoraError> {
-    let Some((weight, kept)) = changed_weight(base, layer, name, patches)? else { return Ok(None) };
-    Ok(Some(weight.to_dtype(merged_type.of(&kept.tensor))?))
+    let changes: Vec<(&Change, f64)> =
+        patches.iter().filter_map(|(patch, strength)| Some((patch.weight.as_ref()?, *strength))).collect();
+    if changes.is_empty() {
+        return Ok(None);
+    }
+    let kept = base.get(name).ok_or_else(|| other_model(base, layer))?;
+    if patches.iter().any(|(patch, _)| patch.weight.is_some() && patch.shape != kept.shape()) {
+        return Err(other_model(base, layer));
+    }
+    let merged_type = merged_type.of(&kept.tensor);
+    if let Some(low_rank) = all_low_rank(&changes)? {
+        let merged = blocks::merged(&kept.tensor, &low_rank, merged_type)?;
+        if merged.is_some() {
+            return Ok(merged);
+        }
+    }
+    let channels_last = kept.order == KeptOrder::ChannelsLast;
+    let mut weight = kept.tensor.to_dtype(DType::F32)?;
+    for (change, strength) in changes {
+        weight = change.apply(&weight, channels_last, strength)?;
+    }
+    Ok(Some(weight.to_dtype(merged_type)?))
+}
+
+/// The changes as factors, if all of them are plainly low-rank.
+fn all_low_rank(changes: &[(&Change, f64)]) -> Result<Option<Vec<LowRank>>, LoraError> {
+    let mut low_rank = Vec::with_capacity(changes.len());
+    for (change, strength) in changes {
+        let Change::LowRank { down, up, scale, dora: None } = change else { return Ok(None) };
+        low_rank.push(LowRank {
+            down: down.flatten_from(1)?.to_dtype(DType::F32)?,
+            up: up.to_dtype(DType::F32)?,
+            scale: strength * scale,
+        });
+    }
+    Ok(Some(low_rank))
 }
 
 fn merged_bias(
@@ -149,8 +166,10 @@ fn merged_bias(
     let kept = base.get(name).ok_or_else(|| other_model(base, layer))?;
     let mut bias = kept.tensor.to_dtype(DType::F32)?;
     for (change, strength) in std::iter::once(first).chain(changes) {
-        let change = change.to_dtype(DType::F32)?.affine(strength, 0.0)?;
-        bias = (bias + change).map_err(|_| other_model(base, layer))?;
+        if change.dims() != bias.dims() {
+            return Err(other_model(base, layer));
+        }
+        bias = (bias + change.to_dtype(DType::F32)?.affine(strength, 0.0)?)?;
     }
     Ok(Some(bias.to_dtype(merged_type.of(&kept.tensor))?))
 }
@@ -167,15 +186,9 @@ fn concatenated(patches: &[(&Patch, f64)]) -> Result<Option<LayerAdapter>, LoraE
     Ok(Some(LayerAdapter::LowRank { down: Tensor::cat(&downs, 0)?, up: Tensor::cat(&ups, 1)? }))
 }
 
-/// The layer with its merged weight and bias.
+/// The layer with its merged weight and bias, both unrounded.
 fn replaced(base: &Kept, layer: &str, patches: &[(&Patch, f64)]) -> Result<LayerAdapter, LoraError> {
     let weight = merged_weight(base, layer, &format!("{layer}.weight"), patches, MergedType::Full)?;
-    // A norm's scale is kept in its stored type and used in f32, as all biases are.
-    let weight = match weight {
-        Some(scale) if scale.rank() == 1 => Some(scale.to_dtype(DType::F32)?),
-        other => other,
-    };
     let bias = merged_bias(base, layer, &format!("{layer}.bias"), patches, MergedType::Full)?;
-    let bias = bias.map(|bias| bias.to_dtype(DType::F32)).transpose()?;
     Ok(LayerAdapter::Replaced { weight, bias })
 }

@@ -9,7 +9,7 @@ use super::file::Module;
 use super::parts::Role;
 use super::{Family, Lora, LoraError, LoraFile, LoraTarget};
 use crate::checkpoint::Part;
-use crate::weights::{Kept, KeptOrder};
+use crate::weights::{Kept, KeptOrder, KeptTensor};
 
 /// Largest rank of a product with a core: both sides of the core grow with it.
 const MAX_CORE_RANK: usize = 8192;
@@ -182,20 +182,17 @@ impl<'a> Binding<'a> {
 
     fn patch(&mut self) -> Bound<Patch> {
         let layer = &self.place.layer;
-        let weight = self.kept.get(&format!("{layer}.weight"));
-        let weight = match weight {
-            Some(kept) => {
-                let shape = kept.shape();
-                let layer = Layer {
-                    outputs: shape.first().copied().unwrap_or(0),
-                    channels_last: kept.order == KeptOrder::ChannelsLast,
-                    shape,
-                };
-                self.weight(&layer)?
-            }
+        let kept = self.kept.get(&format!("{layer}.weight"));
+        let shape = kept.map(KeptTensor::shape).unwrap_or_default();
+        let weight = match kept {
+            Some(kept) => self.weight(&Layer {
+                outputs: shape.first().copied().unwrap_or(0),
+                channels_last: kept.order == KeptOrder::ChannelsLast,
+                shape: shape.clone(),
+            })?,
             None => None,
         };
-        Ok(Patch { weight, bias: self.bias()? })
+        Ok(Patch { weight, bias: self.bias()?, shape })
     }
 
     fn bias(&mut self) -> Bound<Option<Tensor>> {

@@ -9,6 +9,8 @@ pub struct Patch {
     pub(super) weight: Option<Change>,
     /// Added to the bias.
     pub(super) bias: Option<Tensor>,
+    /// The canonical shape of the weight that it was bound to; empty for a layer without.
+    pub(super) shape: Vec<usize>,
 }
 
 /// What happens to a weight.

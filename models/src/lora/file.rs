@@ -1,6 +1,7 @@
 //! A LoRA file: which tensors it has for which modules. Knows no model; [`super::bind`] does.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -42,6 +43,29 @@ pub struct LoraSummary {
     pub targets: BTreeMap<String, usize>,
     /// Words that bring out what it was trained on.
     pub trigger_words: Vec<String>,
+}
+
+impl fmt::Display for LoraSummary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "  holds: {}", self.kinds.join(", "))?;
+        match self.ranks {
+            Some((low, high)) if low == high => write!(f, ", rank {low}")?,
+            Some((low, high)) => write!(f, ", ranks {low} to {high}")?,
+            None => {}
+        }
+        match &self.family {
+            Some(family) => writeln!(f, ", made for {family}")?,
+            None => writeln!(f)?,
+        }
+        for (network, modules) in &self.targets {
+            writeln!(f, "  changes {network}: {modules} modules")?;
+        }
+        if !self.trigger_words.is_empty() {
+            // Quoted: whoever wrote the file does not get to draw on the terminal.
+            writeln!(f, "  trigger words: {:?}", self.trigger_words)?;
+        }
+        Ok(())
+    }
 }
 
 impl LoraFile {

@@ -9,6 +9,7 @@
 mod aliases;
 mod apply;
 mod bind;
+mod blocks;
 mod change;
 mod error;
 mod family;
@@ -25,6 +26,15 @@ pub use change::Patch;
 pub use error::LoraError;
 pub use family::Family;
 pub use file::{LoraFile, LoraSummary};
+
+/// Whether a stored name is a part of a LoRA or of a relative, supported or not.
+pub(crate) fn is_lora_tensor(stored: &str) -> bool {
+    match parts::name(stored) {
+        parts::Name::Part(_, role) => role.changes(),
+        parts::Name::Unsupported(_) => aliases::scope(stored).0.is_some(),
+        parts::Name::Unknown => false,
+    }
+}
 
 /// The networks that a LoRA is for.
 #[derive(Debug, Clone, Copy)]
