@@ -158,9 +158,9 @@ impl<'a> Binding<'a> {
         LoraError::Shape {
             file: self.file.name().to_owned(),
             tensor: found.stored.to_owned(),
-            found: found.shape.to_vec(),
+            found: found.shape.into(),
             layer: self.place.layer.clone(),
-            expected: expected.to_vec(),
+            expected: expected.into(),
         }
     }
 
@@ -168,9 +168,9 @@ impl<'a> Binding<'a> {
         LoraError::Rank {
             file: self.file.name().to_owned(),
             first: first.stored.to_owned(),
-            first_shape: first.shape.to_vec(),
+            first_shape: first.shape.into(),
             second: second.stored.to_owned(),
-            second_shape: second.shape.to_vec(),
+            second_shape: second.shape.into(),
         }
     }
 

@@ -75,11 +75,11 @@ pub enum LoraError {
         /// The tensor.
         tensor: String,
         /// Its shape.
-        found: Vec<usize>,
+        found: Box<[usize]>,
         /// The layer that it should change.
         layer: String,
         /// That layer's shape.
-        expected: Vec<usize>,
+        expected: Box<[usize]>,
     },
     /// Two tensors that are multiplied have different ranks.
     #[error(
@@ -92,11 +92,11 @@ pub enum LoraError {
         /// One tensor.
         first: String,
         /// Its shape.
-        first_shape: Vec<usize>,
+        first_shape: Box<[usize]>,
         /// The other.
         second: String,
         /// Its shape.
-        second_shape: Vec<usize>,
+        second_shape: Box<[usize]>,
     },
     /// A tensor lacks the one that it goes with.
     #[error("{file}: module '{module}' has no {missing}: the file is incomplete, get it again")]
