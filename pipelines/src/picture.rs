@@ -19,6 +19,11 @@ impl Picture {
         (data.len() == expected && expected > 0).then_some(Self { width, height, data })
     }
 
+    /// A black picture.
+    pub(crate) fn black(width: usize, height: usize) -> Self {
+        Self { width, height, data: vec![0.0; width * height * 3] }
+    }
+
     /// Pixels a row.
     pub fn width(&self) -> usize {
         self.width

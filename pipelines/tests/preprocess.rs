@@ -1,12 +1,13 @@
-//! Edges and sizes of control pictures against the programs that people compare with: kornia (which ComfyUI's Canny
-//! node calls), OpenCV, torch and Pillow. `scripts/golden/preprocess.py` makes the references and has the same
-//! formulas for the pictures.
+//! Control pictures against the programs that people compare with: kornia (which ComfyUI's Canny node calls), OpenCV,
+//! torch, Pillow and controlnet_aux. `scripts/golden/preprocess.py` makes the references and has the same formulas for
+//! the pictures.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::path::PathBuf;
 
 use darkroom_pipelines::Picture;
 use darkroom_pipelines::preprocess::canny::{Canny, CannyMethod};
+use darkroom_pipelines::preprocess::openpose::{Pose, PosePresets, draw_scaled};
 use darkroom_pipelines::preprocess::resize::{Crop, Filter, resize};
 use safetensors::SafeTensors;
 
@@ -200,4 +201,54 @@ fn sizes_are_made_as_comfyui_makes_them() {
         compared += 1;
     }
     assert_eq!(compared, 5 * 5 * 2);
+}
+
+/// Holds a drawn skeleton against the reference `name`: the share of lit pixels that both have, and the mean
+/// difference of all values in steps of 1/255.
+fn agreement(drawn: &Picture, name: &str) -> (f64, f64) {
+    let file = golden("openpose.safetensors");
+    let file = SafeTensors::deserialize(&file).unwrap();
+    let (indices, palette) = (file.tensor(name).unwrap(), file.tensor(&format!("{name}.palette")).unwrap());
+    assert_eq!(indices.shape(), [drawn.height(), drawn.width()]);
+    let ours =
+        drawn.data().chunks_exact(3).map(|rgb| [rgb[0], rgb[1], rgb[2]].map(|v| (v * 255.0).round() as i32));
+    let theirs = indices.data().iter().map(|i| {
+        let colour = &palette.data()[usize::from(*i) * 3..][..3];
+        [colour[0], colour[1], colour[2]].map(i32::from)
+    });
+    let (mut both, mut either, mut difference) = (0, 0, 0);
+    for (a, b) in ours.zip(theirs) {
+        both += usize::from(a != [0; 3] && b != [0; 3]);
+        either += usize::from(a != [0; 3] || b != [0; 3]);
+        difference += a.iter().zip(b).map(|(a, b)| (a - b).abs()).sum::<i32>();
+    }
+    (f64::from(both as u32) / f64::from(either as u32), f64::from(difference) / drawn.data().len() as f64)
+}
+
+/// Least share of lit pixels that ours and `controlnet_aux`'s skeletons have in common. They are the same here; another
+/// sine may round a corner of an ellipse to the next pixel.
+const LEAST_COMMON: f64 = 0.999;
+/// Largest mean difference of all values, of 255.
+const LARGEST_DIFFERENCE: f64 = 0.02;
+
+#[track_caller]
+fn alike(drawn: &Picture, name: &str) {
+    let (common, difference) = agreement(drawn, name);
+    assert!(common >= LEAST_COMMON && difference <= LARGEST_DIFFERENCE, "{name}: {common} {difference}");
+}
+
+#[test]
+fn a_preset_is_drawn_as_controlnet_aux_draws_it() {
+    let presets = PosePresets::embedded().unwrap();
+    alike(&draw_scaled(&presets.get("waving").unwrap().pose, 256, 384, 1.0), "waving");
+    // The measure tells poses apart.
+    let (common, _) = agreement(&draw_scaled(&presets.get("jumping").unwrap().pose, 256, 384, 1.0), "waving");
+    assert!(common < 0.5, "{common}");
+}
+
+#[test]
+fn people_with_hands_and_faces_are_drawn_as_controlnet_aux_draws_them() {
+    let pose = Pose::from_json(std::str::from_utf8(&golden("openpose_people.json")).unwrap()).unwrap();
+    assert_eq!((pose.people.len(), pose.canvas), (2, Some((384, 256))));
+    alike(&draw_scaled(&pose, 384, 256, 1.0), "people");
 }

@@ -5,12 +5,21 @@
   bit a pixel: `NAME.kornia`, what `kornia.filters.canny` finds, which is what ComfyUI's Canny node calls, and
   `NAME.cv2`, `NAME.cv2_l2`, what `cv2.Canny` finds. With `--recorded FOLDER`, also a recording of the node in ComfyUI
   0.3.64: `comfyui.image`, `comfyui.edges`.
+- `openpose.safetensors`: skeletons as `controlnet_aux` draws them, one byte a pixel that counts colours in
+  `NAME.palette`; `people` is of `openpose_people.json`, which is made too, `waving` of the preset.
 - `resize.safetensors`: some of them scaled as ComfyUI's `common_upscale` does, 8 or 16 bits a value.
 
-Wants the packages of requirements.txt.
+Wants the packages of requirements.txt and, without its dependencies, controlnet_aux, of which one file is used:
+`pip install --no-deps controlnet_aux==0.0.10`.
 """
 
 import argparse
+import collections
+import importlib.util
+import json
+import sys
+import tomllib
+import types
 from pathlib import Path
 
 import cv2
@@ -190,8 +199,92 @@ def resize():
     save_file(out, OUT / "resize.safetensors")
 
 
+def skeleton_drawing():
+    """controlnet_aux's drawing functions alone: its package would import networks."""
+    root = Path(importlib.util.find_spec("controlnet_aux").origin).parent / "open_pose"
+    package = types.ModuleType("open_pose")
+    package.__path__ = [str(root)]
+    body = types.ModuleType("open_pose.body")
+    body.Keypoint = collections.namedtuple("Keypoint", "x y")
+    body.BodyResult = None
+    sys.modules |= {"open_pose": package, "open_pose.body": body}
+    spec = importlib.util.spec_from_file_location("open_pose.util", root / "util.py")
+    util = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(util)
+    return util
+
+
+JOINTS = """nose neck right_shoulder right_elbow right_wrist left_shoulder left_elbow left_wrist right_hip right_knee
+right_ankle left_hip left_knee left_ankle right_eye left_eye right_ear left_ear""".split()
+
+
+def people(width, height):
+    """OpenPose JSON of two people with hands and faces, in pixels; the second lacks some joints."""
+    presets = tomllib.loads((OUT.parents[2] / "assets" / "poses.toml").read_text())
+    out = []
+    for n, preset in enumerate(("standing_hands_on_hips", "jumping")):
+        joints = presets[preset]["joints"]
+
+        def place(x, y, n=n):
+            return [round((0.02 + 0.46 * n + 0.5 * x) * width, 2), round((0.02 + 0.95 * y) * height, 2), 1]
+
+        body = [place(*joints[name]) for name in JOINTS]
+        hands = []
+        for wrist in (joints["left_wrist"], joints["right_wrist"]):
+            hand = [place(*wrist)]
+            for finger in range(5):
+                for bone in range(4):
+                    x = wrist[0] + (finger - 2) * 0.03 * (bone + 1) / 2
+                    hand.append(place(x, wrist[1] + 0.02 * (bone + 1)))
+            hands.append(hand)
+        nose = joints["nose"]
+        face = [place(nose[0] + 0.06 * np.cos(i * 0.37), nose[1] + 0.05 * np.sin(i * 0.37)) for i in range(70)]
+        if n == 1:
+            for missing in (4, 10, 14, 16):
+                body[missing] = [0, 0, 0]
+            hands[1] = None
+        flat = [sum(points, []) if points else None for points in (body, *hands, face)]
+        keys = ("pose_keypoints_2d", "hand_left_keypoints_2d", "hand_right_keypoints_2d", "face_keypoints_2d")
+        out.append(dict(zip(keys, flat)))
+    return {"canvas_width": width, "canvas_height": height, "people": out}
+
+
+def openpose():
+    util = skeleton_drawing()
+    out = {}
+
+    def store(name, canvas):
+        colours, indices = np.unique(canvas.reshape(-1, 3), axis=0, return_inverse=True)
+        out[f"{name}.palette"] = colours
+        out[name] = indices.reshape(canvas.shape[:2]).astype(np.uint8)
+
+    presets = tomllib.loads((OUT.parents[2] / "assets" / "poses.toml").read_text())
+    joints = presets["waving"]["joints"]
+    points = [util.Keypoint(*joints[name]) if name in joints else None for name in JOINTS]
+    store("waving", util.draw_bodypose(np.zeros((384, 256, 3), np.uint8), points))
+
+    width, height = 384, 256
+    pose = people(width, height)
+    (OUT / "openpose_people.json").write_text(json.dumps(pose))
+    canvas = np.zeros((height, width, 3), np.uint8)
+    for person in pose["people"]:
+
+        def points(key, person=person):
+            flat = person[key] or []
+            triples = zip(flat[::3], flat[1::3], flat[2::3])
+            return [util.Keypoint(x / width, y / height) if c else None for x, y, c in triples]
+
+        canvas = util.draw_bodypose(canvas, points("pose_keypoints_2d"))
+        canvas = util.draw_handpose(canvas, points("hand_left_keypoints_2d"))
+        canvas = util.draw_handpose(canvas, points("hand_right_keypoints_2d"))
+        canvas = util.draw_facepose(canvas, points("face_keypoints_2d"))
+    store("people", canvas)
+    save_file(out, OUT / "openpose.safetensors")
+
+
 if __name__ == "__main__":
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--recorded", type=Path, help="the folder of recorded ComfyUI runs")
     canny(arguments.parse_args().recorded)
     resize()
+    openpose()

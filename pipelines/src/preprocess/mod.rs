@@ -5,4 +5,5 @@
 //! [`Picture`](crate::Picture); no files, no devices.
 
 pub mod canny;
+pub mod openpose;
 pub mod resize;
