@@ -10,6 +10,7 @@ use darkroom_pipelines::sampler::SamplerKind;
 use darkroom_pipelines::schedule::Scheduler;
 
 use super::options::{All, ConfigFlags, Listening, Storage};
+use super::preprocess::PreprocessArgs;
 
 /// Sides of pictures are multiples of this.
 const CELL: usize = 8;
@@ -49,6 +50,8 @@ pub(super) enum Command {
     Generate(Box<GenerateArgs>),
     /// Draw one character with many expressions, with a contact sheet and pack.json
     Pack(Box<PackArgs>),
+    /// Make a control picture for a ControlNet: edges, skeletons
+    Preprocess(PreprocessArgs),
     /// Say what a weight file, a model folder or a picture is
     Inspect(InspectArgs),
     /// Serve pictures over HTTP, with a page to try it in the browser

@@ -1,5 +1,5 @@
-//! The command line: `generate`, `pack`, `inspect`, `config`, `health`, `keys`. Each command is one file; `run` alone talks to the
-//! pipelines, so that a server can take its place.
+//! The command line: `generate`, `pack`, `preprocess`, `inspect`, `config`, `health`, `keys`. Each command is one file;
+//! `run` alone talks to networks, so that a server can take its place.
 
 mod args;
 mod config;
@@ -11,6 +11,7 @@ mod keys;
 mod model;
 mod options;
 mod pack;
+mod preprocess;
 mod progress;
 mod run;
 mod serve;
@@ -35,6 +36,7 @@ pub fn main() -> ExitCode {
     let done = match &cli.command {
         Command::Generate(args) => generate::run(args, cli.quiet),
         Command::Pack(args) => pack::run(args, cli.quiet),
+        Command::Preprocess(args) => preprocess::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Serve(args) => serve::run(args, cli.verbose, cli.quiet),
         Command::Config(args) => config::run(args),

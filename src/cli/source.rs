@@ -103,7 +103,8 @@ fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 
-fn unreadable(error: ReadError) -> CommandError {
+/// What to do about a picture that cannot be read.
+pub(super) fn unreadable(error: ReadError) -> CommandError {
     let fix = match &error {
         ReadError::Io { .. } => "check the path and that the file may be read",
         ReadError::NotAFile { .. } => "name a picture file",
