@@ -9,6 +9,7 @@ use darkroom_models::Precision;
 use darkroom_pipelines::sampler::SamplerKind;
 use darkroom_pipelines::schedule::Scheduler;
 
+use super::guide_args::{ControlArg, LoraArg, TemplatesArg};
 use super::options::{All, ConfigFlags, Listening, Storage};
 use super::preprocess::PreprocessArgs;
 
@@ -119,6 +120,11 @@ Examples:
   darkroom pack --character \"1girl, blonde hair, blue eyes\" --out out/pack
   darkroom pack --character \"1boy, black hair, red shirt\" --expressions happy,angry --seed 3
 
+  With the built-in LoRA, faces kept in place by templates, in other clothes:
+    darkroom pack --character \"1girl\" --lora tinychan:0.9 --templates default --outfit \"red shirt\"
+  With the outlines of a picture, for the first half of the steps:
+    darkroom pack --character \"1girl\" --control canny=a.png:0.8:0-0.5
+
 Writes NAME.png for each expression, contact_sheet.png and pack.json. All pictures share the
 seed, so that the character stays the same. An expression is its name or a synonym: `happy`
 is smile_gentle.";
@@ -134,12 +140,44 @@ pub(super) struct PackArgs {
     #[arg(short, long, value_name = "A,B,…", value_delimiter = ',', default_value = "all")]
     pub(super) expressions: Vec<String>,
     #[command(flatten)]
+    pub(super) guide: GuideArgs,
+    #[command(flatten)]
     pub(super) sampling: SamplingArgs,
     #[command(flatten)]
     pub(super) output: OutputArgs,
     /// Folder for the pack
     #[arg(long, value_name = "DIR", default_value = "out/pack", help_heading = "Output")]
     pub(super) out: PathBuf,
+}
+
+/// What keeps a pack in character and in place.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Character and place")]
+pub(super) struct GuideArgs {
+    /// A LoRA: a file, or a name as in loras/ of --models-dir or built in (tinychan); may be repeated
+    #[arg(long, value_name = "FILE|NAME[:STRENGTH[:TEXT]]", allow_hyphen_values = true)]
+    pub(super) lora: Vec<LoraArg>,
+    /// A ControlNet's type (canny, openpose, depth) and the picture that steers it; may be repeated
+    #[arg(long, value_name = "TYPE=PICTURE[:STRENGTH[:START-END]]")]
+    pub(super) control: Vec<ControlArg>,
+    /// Folder of template sets, SET/EXPRESSION.png
+    #[arg(long, value_name = "DIR")]
+    pub(super) template_dir: Option<PathBuf>,
+    /// Follow the templates of this set (built in: default, short), or none [default: default with --template-dir, else none]
+    #[arg(long, value_name = "SET|none")]
+    pub(super) templates: Option<TemplatesArg>,
+    /// What the character wears: added to its tags
+    #[arg(long, value_name = "TAGS", allow_hyphen_values = true)]
+    pub(super) outfit: Option<String>,
+    /// Draw over this picture; with --width and --height it is scaled and cut to that size
+    #[arg(long, value_name = "PICTURE")]
+    pub(super) base: Option<PathBuf>,
+    /// How much of --base changes: 1 all, 0.3 little [default: 0.4]
+    #[arg(long, value_name = "SHARE", requires = "base", value_parser = share, allow_negative_numbers = true)]
+    pub(super) denoise: Option<f64>,
+    /// Folder of models, laid out as ComfyUI's, where LoRAs and ControlNets are looked up by name
+    #[arg(long, value_name = "DIR")]
+    pub(super) models_dir: Option<PathBuf>,
 }
 
 /// Flags of `darkroom inspect`.

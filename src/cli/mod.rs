@@ -5,6 +5,8 @@ mod args;
 mod config;
 mod error;
 mod generate;
+mod guide;
+mod guide_args;
 mod health;
 mod inspect;
 mod keys;

@@ -2,28 +2,31 @@
 
 use std::time::Instant;
 
+use darkroom_pipelines::ImageRequest;
 use darkroom_pipelines::noise::BatchPosition;
 use darkroom_pipelines::pack::{Expression, expression_requests};
-use darkroom_pipelines::{ImageRequest, Source};
 use image::RgbImage;
 
-use super::args::PackArgs;
+use super::args::{PackArgs, SourceArgs};
 use super::error::CommandError;
 use super::generate::{cannot_write, check_folder, check_length, png_of, recipe, size_hint};
+use super::guide::Guide;
 use super::model::default_batch;
-use super::print_result;
 use super::progress::Progress;
 use super::run::{Model, Timings, check, limits};
+use super::{print_result, source};
 use crate::contact_sheet::{self, Sheet, Tile};
 use crate::expressions::Vocabulary;
 use crate::pack_json::{PackImage, PackJson, Settings, VERSION};
-use crate::picture::{Origin, TextChunk, encode_png, save_whole};
+use crate::picture::{TextChunk, encode_png, save_whole};
 
 const SHEET: &str = "contact_sheet.png";
 const INDEX: &str = "pack.json";
 /// Seed of a pack when none is given. With this one the built-in model keeps hair, clothes and background alike
 /// over all expressions even where the character's tags do not name them.
 const SEED: u64 = 5;
+/// Share of the schedule that runs on a base picture.
+const BASE_DENOISE: f64 = 0.4;
 
 pub(super) fn run(args: &PackArgs, quiet: bool) -> Result<(), CommandError> {
     let vocabulary = Vocabulary::embedded().map_err(CommandError::plain)?;
@@ -35,14 +38,27 @@ pub(super) fn run(args: &PackArgs, quiet: bool) -> Result<(), CommandError> {
         .map(|e| Expression { name: e.name.clone(), label: e.label.clone(), tags: e.tags.clone() })
         .collect();
     check_length("character", &args.character, &limits(&args.sampling))?;
+    let outfit = args.guide.outfit.as_deref().unwrap_or_default();
+    check_length("outfit", outfit, &limits(&args.sampling))?;
+    let character = [args.character.trim().trim_end_matches(','), outfit.trim()];
+    let character = character.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(", ");
     check_folder(&args.out)?;
     let mut timings = Timings::default();
     let model = Model::load(&args.sampling, &vocabulary, !quiet, &mut timings)?;
     let started = Instant::now();
 
     let settings = model.defaults.with_flags(&args.sampling);
-    let width = args.sampling.width.unwrap_or(settings.size.0);
-    let height = args.sampling.height.unwrap_or(settings.size.1);
+    let start = source::read(
+        &SourceArgs {
+            image: args.guide.base.clone(),
+            mask: None,
+            inpaint_mode: None,
+            grow_mask: None,
+            denoise: args.guide.base.is_some().then(|| args.guide.denoise.unwrap_or(BASE_DENOISE)),
+        },
+        (args.sampling.width, args.sampling.height),
+        settings.size,
+    )?;
     let base = ImageRequest {
         prompt: String::new(),
         negative_prompt: settings.negative_prompt.clone(),
@@ -52,17 +68,24 @@ pub(super) fn run(args: &PackArgs, quiet: bool) -> Result<(), CommandError> {
         scheduler: settings.scheduler,
         seed: args.sampling.seed.unwrap_or(SEED),
         position: BatchPosition::ALONE,
-        denoise: 1.0,
+        denoise: start.denoise,
         clip_skip: args.sampling.clip_skip.map(|skip| skip as usize),
-        source: Source::Empty { width, height },
+        source: start.source,
         loras: None,
         controls: Vec::new(),
     };
-    let requests = expression_requests(&base, &args.character, &expressions);
+    let mut requests = expression_requests(&base, &character, &expressions);
+    check(&requests, &limits(&args.sampling))?;
+    let (width, height) = base.source.size();
+    let guide = Guide::new(&args.guide, model.pipeline(), &base)?;
+    let mut controls = Vec::with_capacity(requests.len());
+    for (request, expression) in requests.iter_mut().zip(&expressions) {
+        controls.push(guide.apply(request, &expression.name, model.pipeline())?);
+    }
     check(&requests, &limits(&args.sampling))?;
 
     let progress = Progress::new(requests.len(), settings.steps, quiet);
-    progress.say(&format!("{} expressions of \"{}\", {width}x{height}", expressions.len(), args.character));
+    progress.say(&format!("{} expressions of \"{character}\", {width}x{height}", expressions.len()));
     if args.sampling.model == "embedded"
         && let Some(hint) = size_hint(&vocabulary, width, height)
     {
@@ -73,7 +96,8 @@ pub(super) fn run(args: &PackArgs, quiet: bool) -> Result<(), CommandError> {
     let batch = args.sampling.max_batch.map_or_else(|| default_batch(width, height), |batch| batch as usize);
     let drawn = model.draw(&requests, batch, false, &progress, &mut timings, &mut |index, picture| {
         let (expression, request) = (&expressions[index], &requests[index]);
-        let bytes = png_of(picture, &recipe(request, &model, &Origin::Empty))?;
+        let recipe = guide.note(recipe(request, &model, &start.origin), &controls[index]);
+        let bytes = png_of(picture, &recipe)?;
         let file = format!("{}.png", expression.name);
         let path = args.out.join(&file);
         save_whole(&path, &bytes).map_err(cannot_write)?;
@@ -98,7 +122,7 @@ pub(super) fn run(args: &PackArgs, quiet: bool) -> Result<(), CommandError> {
     let index = PackJson {
         version: VERSION,
         generator: format!("darkroom {}", env!("CARGO_PKG_VERSION")),
-        character: args.character.clone(),
+        character,
         negative_prompt: base.negative_prompt.clone(),
         model: model.name.clone(),
         settings: Settings {

@@ -99,6 +99,11 @@ impl Model {
         Ok(Self { pipeline, name: reference.name(vocabulary), defaults, bf16 })
     }
 
+    /// What draws.
+    pub(super) fn pipeline(&self) -> &Pipeline {
+        &self.pipeline
+    }
+
     /// Draws `requests`, at most `max_batch` at once, and hands each picture to `save` with its index as soon as
     /// it is done. The latents (`[4, h/8, w/8]`, VAE units) come back where `keep_latents` asks for them.
     pub(super) fn draw(
