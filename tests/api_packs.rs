@@ -19,6 +19,7 @@ use tokio::sync::mpsc;
 
 const PROTOTYPES: &str = "/v1/character-packs/prototypes";
 const EXPRESSIONS: &str = "/v1/character-packs/expressions";
+const OUTFITS: &str = "/v1/character-packs/outfit-change";
 const SCENES: &str = "/v1/scenes/generate";
 
 fn pack(name: &str, tags: &[&str]) -> Value {
@@ -210,6 +211,102 @@ async fn a_scene_is_one_picture_of_description_angle_mood_and_style() {
         let error = refused(server.post(SCENES, &wrong).await, 422, "invalid_value").await;
         assert_eq!(error["field"], field, "{error}");
     }
+}
+
+/// A white PNG of this size, as base64.
+fn white(width: u32, height: u32) -> String {
+    let mut png = std::io::Cursor::new(Vec::new());
+    let picture = image::RgbImage::from_pixel(width, height, image::Rgb([255, 255, 255]));
+    picture.write_to(&mut png, image::ImageFormat::Png).unwrap();
+    base64::Engine::encode(&base64::engine::general_purpose::STANDARD, png.into_inner())
+}
+
+#[tokio::test]
+async fn a_lora_and_templates_guide_a_pack_and_the_task_says_so() {
+    let server = shared(&[]);
+    let loras = server.json("/v1/loras").await;
+    let tinychan = loras["loras"].as_array().unwrap().iter().find(|lora| lora["id"] == "tinychan").unwrap();
+    assert_eq!((&tinychan["family"], &tinychan["trigger_words"][0]), (&json!("sdxl"), &json!("tinychan")));
+    let controls = server.json("/v1/controlnets").await;
+    assert_eq!(controls["controlnets"][0]["type"], "canny", "{controls}");
+    let sets = server.json("/v1/templates").await;
+    let picture = server.get(sets["sets"][0]["templates"][0]["url"].as_str().unwrap()).await;
+    assert_eq!(picture.headers()["content-type"], "image/png");
+
+    let body = json!({
+        "character_lora_id": "tinychan", "lora_strength": 0.8, "expression_tags": ["sad", "wink"],
+        "resolution": "64x64", "template_set": "short",
+    });
+    let id = server.submit(EXPRESSIONS, &body).await;
+    let task = server.completed(&id).await;
+    for image in task["images"].as_array().unwrap() {
+        assert!(image["prompt"].as_str().unwrap().starts_with("tinychan, "), "{image}");
+        assert_eq!((&image["loras"][0]["id"], image["loras"][0]["strength"].as_f64()), (&json!("tinychan"), Some(0.8)));
+        assert_eq!(image["controls"][0]["preprocess"], "opencv_canny", "{image}");
+        assert_eq!(image["controls"][0]["strength"].as_f64(), Some(0.8));
+    }
+    let (_, again) = answer(server.post(EXPRESSIONS, &body).await).await;
+    assert_eq!(again["status"], "completed", "the bank knows them: {again}");
+    let mut other = body.clone();
+    other["template_set"] = "default".into();
+    let (_, other) = answer(server.post(EXPRESSIONS, &other).await).await;
+    assert_eq!(other["status"], "queued", "other templates, other pictures: {other}");
+
+    let mut unknown = body.clone();
+    unknown["character_lora_id"] = "tinychn".into();
+    let error = refused(server.post(EXPRESSIONS, &unknown).await, 404, "not_found").await;
+    assert_eq!(error["field"], "character_lora_id");
+    assert!(error["hint"].as_str().unwrap().contains("tinychan"), "{error}");
+    let mut missing = body.clone();
+    missing["template_set"] = "none such".into();
+    let error = refused(server.post(EXPRESSIONS, &missing).await, 422, "invalid_value").await;
+    assert_eq!(error["field"], "template_set");
+}
+
+#[tokio::test]
+async fn an_outfit_changes_over_a_picture_and_what_cannot_be_meant_is_refused() {
+    let server = shared(&[]);
+    let body = json!({
+        "base_image_url": white(70, 64), "new_outfit_prompt": "red shirt", "character_lora_id": "tinychan", "seed": 3,
+    });
+    let (status, accepted) = answer(server.post(OUTFITS, &body).await).await;
+    assert_eq!((status, accepted["status"].as_str()), (200, Some("queued")), "{accepted}");
+    let id = accepted["task_id"].as_str().unwrap();
+    assert!(id.starts_with("outfit_"), "{id}");
+    let image = &server.completed(id).await["images"][0];
+    assert_eq!((image["width"].as_u64(), image["height"].as_u64()), (Some(64), Some(64)));
+    assert_eq!((image["denoise"].as_f64(), image["from_image"].as_bool()), (Some(0.4), Some(true)));
+    assert_eq!(image["controls"].as_array().unwrap().len(), 1, "its outlines are kept: {image}");
+    for (name, value, field) in [
+        ("denoise_strength", json!(7), "denoise_strength"),
+        ("mask", json!(white(64, 64)), "mask"),
+        ("base_image_url", json!("no picture"), "base_image_url"),
+        ("new_outfit_prompt", json!(""), "new_outfit_prompt"),
+        ("resolution", json!("1x1"), "resolution"),
+    ] {
+        let mut wrong = body.clone();
+        wrong[name] = value;
+        let error = refused(server.post(OUTFITS, &wrong).await, 422, "invalid_value").await;
+        assert_eq!(error["field"], field, "{error}");
+    }
+}
+
+#[tokio::test]
+async fn stickers_are_cut_out() {
+    let server = shared(&[]);
+    let body = json!({
+        "character_prompt": "1girl, green hair", "expression_tags": ["sad"], "resolution": "64x64", "format": "webp",
+    });
+    let (_, accepted) = answer(server.post("/v1/character-packs/stickers", &body).await).await;
+    assert_eq!(accepted["expression_count"], 1, "{accepted}");
+    let id = accepted["task_id"].as_str().unwrap();
+    assert!(id.starts_with("sticker_"), "{id}");
+    let task = server.completed(id).await;
+    let image = &task["images"][0];
+    assert_eq!((&image["background"], &image["format"]), (&json!("key"), &json!("webp")));
+    assert!(!image["prompt"].as_str().unwrap().contains("green background"), "{image}");
+    let picture = image::load_from_memory(&server.picture(&task, 0).await).unwrap();
+    assert!(picture.color().has_alpha());
 }
 
 type Delivery = (HeaderMap, Bytes);
