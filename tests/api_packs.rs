@@ -19,6 +19,7 @@ use tokio::sync::mpsc;
 
 const PROTOTYPES: &str = "/v1/character-packs/prototypes";
 const EXPRESSIONS: &str = "/v1/character-packs/expressions";
+const BODIES: &str = "/v1/character-packs/full-body";
 const OUTFITS: &str = "/v1/character-packs/outfit-change";
 const SCENES: &str = "/v1/scenes/generate";
 
@@ -241,7 +242,10 @@ async fn a_lora_and_templates_guide_a_pack_and_the_task_says_so() {
     let task = server.completed(&id).await;
     for image in task["images"].as_array().unwrap() {
         assert!(image["prompt"].as_str().unwrap().starts_with("tinychan, "), "{image}");
-        assert_eq!((&image["loras"][0]["id"], image["loras"][0]["strength"].as_f64()), (&json!("tinychan"), Some(0.8)));
+        assert_eq!(
+            (&image["loras"][0]["id"], image["loras"][0]["strength"].as_f64()),
+            (&json!("tinychan"), Some(0.8))
+        );
         assert_eq!(image["controls"][0]["preprocess"], "opencv_canny", "{image}");
         assert_eq!(image["controls"][0]["strength"].as_f64(), Some(0.8));
     }
@@ -289,6 +293,44 @@ async fn an_outfit_changes_over_a_picture_and_what_cannot_be_meant_is_refused() 
         let error = refused(server.post(OUTFITS, &wrong).await, 422, "invalid_value").await;
         assert_eq!(error["field"], field, "{error}");
     }
+}
+
+#[tokio::test]
+async fn a_full_body_follows_a_pose_and_says_what_was_left_out() {
+    let server = shared(&[]);
+    let poses = server.json("/v1/poses").await;
+    let pose = &poses["poses"][0];
+    let skeleton = server.get(pose["url"].as_str().unwrap()).await;
+    assert_eq!(skeleton.headers()["content-type"], "image/png");
+    let body = |pose: Value| json!({"character_design": {"hair_color": "red"}, "outfit_prompt": "hat", "resolution": "64x96", "pose_data": pose});
+    let preset = body(json!({"source": "preset", "pose_id": pose["id"]}));
+    let (status, accepted) = answer(server.post(BODIES, &preset).await).await;
+    assert_eq!(status, 200, "{accepted}");
+    let warnings = accepted["warnings"].as_array().unwrap();
+    assert!(warnings.iter().any(|warning| warning.as_str().unwrap().starts_with("depth: ")), "{accepted}");
+    let id = accepted["task_id"].as_str().unwrap();
+    assert!(id.starts_with("fullbody_"), "{id}");
+    let image = &server.completed(id).await["images"][0];
+    assert_eq!(image["prompt"], "red hair, hat, full body");
+    assert_eq!(image["controls"].as_array().unwrap().len(), 1, "{image}");
+    for (pose, status, field) in [
+        (json!({"source": "preset", "pose_id": "no such pose"}), 404, "pose_data.pose_id"),
+        (json!({"source": "preset"}), 422, "pose_data.pose_id"),
+        (json!({"source": "custom_json"}), 422, "pose_data.pose_json"),
+        (
+            json!({"source": "custom_json", "pose_json": {"joints": {"nose": ["NaN", 0.5]}}}),
+            422,
+            "pose_data.pose_json",
+        ),
+        (json!({"source": "custom_3d"}), 422, "pose_data.pose_image"),
+        (json!({"source": "custom_3d", "pose_image": "no picture"}), 422, "pose_data.pose_image"),
+    ] {
+        let (got, error) = answer(server.post(BODIES, &body(pose)).await).await;
+        assert_eq!((got, error["error"]["field"].as_str()), (status, Some(field)), "{error}");
+    }
+    let text = r#"{"character_prompt": "x", "pose_data": {"source": "custom_json", "pose_json": {"joints": {"nose": [NaN, 0.5]}}}}"#;
+    let request = server.request(Method::POST, BODIES).header("content-type", "application/json").body(text);
+    refused(request.send().await.unwrap(), 400, "malformed_request").await;
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@ use std::time::Duration;
 use axum::http::HeaderMap;
 use bytes::Bytes;
 use darkroom_models::tokenizer::{ClipTokenizer, TokenizerError};
+use darkroom_pipelines::preprocess::openpose::PoseError;
 use jiff::Timestamp;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -19,6 +20,7 @@ use super::auth::RateLimits;
 use super::error::ApiError;
 use super::extract::kib;
 use super::guides::Guides;
+use super::pose::Poses;
 use super::rules::Rules;
 use super::source;
 use super::submit::model_not_found;
@@ -48,6 +50,9 @@ pub enum SetupError {
     /// The template folder is none.
     #[error(transparent)]
     Templates(#[from] TemplateError),
+    /// The poses that are compiled in cannot be read.
+    #[error(transparent)]
+    Poses(#[from] PoseError),
     /// An origin of `server.cors_origins` is none.
     #[error("server.cors_origins: '{origin}' is no origin; write it as browsers do: https://example.com")]
     Origin {
@@ -72,6 +77,7 @@ pub(super) struct Parts {
     pub(super) words: Words,
     pub(super) rules: Rules,
     pub(super) templates: Templates,
+    pub(super) poses: Poses,
     /// Templates that were decoded once.
     good_templates: Mutex<HashSet<BlobId>>,
     pub(super) rate_limits: RateLimits,
@@ -114,6 +120,7 @@ impl App {
             words: Words::embedded()?,
             rules: Rules::new(&config.limits, ClipTokenizer::standard()?),
             templates: Templates::open(config.templates.folder.as_deref())?,
+            poses: Poses::embedded()?,
             good_templates: Mutex::default(),
             rate_limits: RateLimits::new(config.auth.requests_per_minute),
             started: Timestamp::now(),

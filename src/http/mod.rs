@@ -18,6 +18,7 @@ mod observe;
 mod openai;
 mod outcome;
 mod page_files;
+mod pose;
 mod probes;
 mod range;
 mod rules;

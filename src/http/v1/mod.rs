@@ -11,6 +11,7 @@ mod image_files;
 mod image_request;
 mod images;
 mod models;
+mod poses;
 mod queue;
 mod scenes;
 mod socket;
@@ -35,10 +36,13 @@ pub(super) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(image_files::fetch))
         .routes(routes!(character_packs::prototypes))
         .routes(routes!(character_packs::expressions))
+        .routes(routes!(character_packs::full_body))
         .routes(routes!(character_packs::outfit_change))
         .routes(routes!(character_packs::stickers))
         .routes(routes!(scenes::generate))
         .routes(routes!(expressions::list))
+        .routes(routes!(poses::list))
+        .routes(routes!(poses::picture))
         .routes(routes!(templates::list))
         .routes(routes!(templates::picture))
         .routes(routes!(tasks::list))

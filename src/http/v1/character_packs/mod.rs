@@ -3,6 +3,7 @@
 
 mod cast;
 mod expressions;
+mod full_body;
 mod outfit_change;
 mod prototypes;
 mod recipe;
@@ -28,6 +29,7 @@ use crate::templates::Templates;
 use templating::{TemplateRequest, Templating};
 
 pub(super) use expressions::{__path_expressions, expressions};
+pub(super) use full_body::{__path_full_body, full_body};
 pub(super) use outfit_change::{__path_outfit_change, outfit_change};
 pub(super) use prototypes::{__path_prototypes, prototypes};
 pub(super) use stickers::{__path_stickers, stickers};
@@ -148,6 +150,18 @@ mod testing {
             std::fs::create_dir(folder.path().join("default")).unwrap();
             std::fs::write(folder.path().join("default/sad.png"), b"a picture").unwrap();
             Self { shelf, folder }
+        }
+
+        /// The same with a depth network.
+        pub(super) fn with_depth(mut self) -> Self {
+            self.shelf.0.push(info(AuxiliaryKind::Depth, "depth_anything_v2_vits"));
+            self
+        }
+
+        /// The same with one more.
+        pub(super) fn and(mut self, control_of: ControlType) -> Self {
+            self.shelf.0.push(control(control_of.name(), control_of));
+            self
         }
     }
 
