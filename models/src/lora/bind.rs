@@ -94,8 +94,8 @@ impl LoraFile {
                 None => LoraError::NothingFits {
                     file: self.name().to_owned(),
                     modules: self.modules.len(),
-                    first: self.modules.keys().next().cloned().unwrap_or_default(),
-                    model: target.unet.origin().to_owned(),
+                    first: self.modules.keys().next().cloned().unwrap_or_default().into(),
+                    model: target.unet.origin().into(),
                     wanted,
                 },
             });
@@ -157,9 +157,9 @@ impl<'a> Binding<'a> {
     fn misfit(&self, found: Found<'_>, expected: &[usize]) -> LoraError {
         LoraError::Shape {
             file: self.file.name().to_owned(),
-            tensor: found.stored.to_owned(),
+            tensor: found.stored.into(),
             found: found.shape.into(),
-            layer: self.place.layer.clone(),
+            layer: self.place.layer.as_str().into(),
             expected: expected.into(),
         }
     }
@@ -167,9 +167,9 @@ impl<'a> Binding<'a> {
     fn ranks_differ(&self, first: Found<'_>, second: Found<'_>) -> LoraError {
         LoraError::Rank {
             file: self.file.name().to_owned(),
-            first: first.stored.to_owned(),
+            first: first.stored.into(),
             first_shape: first.shape.into(),
-            second: second.stored.to_owned(),
+            second: second.stored.into(),
             second_shape: second.shape.into(),
         }
     }

@@ -58,9 +58,9 @@ pub enum LoraError {
         /// How many modules it has.
         modules: usize,
         /// The first one's name.
-        first: String,
+        first: Box<str>,
         /// The model it was to change.
-        model: String,
+        model: Box<str>,
         /// What that model is.
         wanted: Family,
     },
@@ -73,11 +73,11 @@ pub enum LoraError {
         /// The file.
         file: String,
         /// The tensor.
-        tensor: String,
+        tensor: Box<str>,
         /// Its shape.
         found: Box<[usize]>,
         /// The layer that it should change.
-        layer: String,
+        layer: Box<str>,
         /// That layer's shape.
         expected: Box<[usize]>,
     },
@@ -90,11 +90,11 @@ pub enum LoraError {
         /// The file.
         file: String,
         /// One tensor.
-        first: String,
+        first: Box<str>,
         /// Its shape.
         first_shape: Box<[usize]>,
         /// The other.
-        second: String,
+        second: Box<str>,
         /// Its shape.
         second_shape: Box<[usize]>,
     },
