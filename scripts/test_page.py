@@ -178,6 +178,44 @@ def a_pack_comes_up_live(visit: Visit) -> None:
     check("every picture of the pack has its expression's name", all(w in n for w, n in zip(wanted, names, strict=True)), names)
 
 
+def a_body_follows_a_pose_and_an_outfit_a_picture(visit: Visit) -> None:
+    page = visit.page
+    page.click("#tab-body")
+    expect(page.locator("#poses-field")).to_be_visible()
+    page.fill("#character", CHARACTER)
+    page.select_option("#lora", "tinychan")
+    page.locator("#poses button").nth(1).click()
+    expect(page.locator("#poses img").first).to_have_js_property("complete", True)
+    body = visit.submit()
+    visit.wait_done(body, 1)
+    image = visit.task(body)["images"][0]
+    check("a body is drawn with the chosen LoRA and pose", image["loras"] and image["controls"], image)
+
+    page.click("#tab-outfit")
+    page.set_input_files("#file", {"name": "base.png", "mimeType": "image/png", "buffer": visit.picture(body)})
+    expect(page.locator("#denoise")).to_have_value("0.4")
+    page.fill("#outfit", "")
+    page.click("#submit")
+    expect(page.locator("#outfit")).to_have_attribute("aria-invalid", "true")
+    page.fill("#outfit", "blue shirt")
+    outfit = visit.submit()
+    visit.wait_done(outfit, 1)
+    image = visit.task(outfit)["images"][0]
+    check("an outfit begins as the picture and keeps its outlines", image["from_image"] and image["controls"], image)
+    check("an outfit is drawn over as much as the slider says", image["denoise"] == 0.4, image["denoise"])
+    page.click("#source-clear")
+    page.select_option("#lora", "")
+
+
+def a_pack_follows_the_chosen_templates(visit: Visit) -> None:
+    page = visit.page
+    page.click("#tab-pack")
+    page.select_option("#templates", "short")
+    expect(page.locator("#template-pictures img")).to_have_count(page.locator("#chips button").count())
+    page.select_option("#templates", "")
+    page.click("#tab-picture")
+
+
 def a_picture_can_be_drawn_again(visit: Visit) -> None:
     page = visit.page
     page.click("#tab-picture")
@@ -383,6 +421,8 @@ def test_open(browser: Browser, url: str) -> None:
     visit = Visit(browser, url, None)
     a_newcomer_sees_something_to_click(visit)
     a_pack_comes_up_live(visit)
+    a_body_follows_a_pose_and_an_outfit_a_picture(visit)
+    a_pack_follows_the_chosen_templates(visit)
     a_picture_can_be_drawn_again(visit)
     redrawn = a_picture_can_start_from_another(visit)
     a_task_can_be_cancelled(visit)
@@ -399,6 +439,7 @@ def test_with_key(browser: Browser, url: str, key: str) -> None:
     without_a_key_the_page_asks_for_one(visit)
     a_pack_comes_up_live(visit)
     with_a_key_pictures_are_blobs(visit)
+    a_body_follows_a_pose_and_an_outfit_a_picture(visit)
     a_picture_can_be_drawn_again(visit)
     a_task_can_be_cancelled(visit)
     what_was_drawn_is_there_after_a_reload(visit)
