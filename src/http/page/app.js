@@ -700,6 +700,7 @@ function setMode(next, focus = false) {
     if (name === mode && focus) tab.focus();
   }
   $("form").setAttribute("aria-labelledby", `tab-${mode}`);
+  $("form").dataset.shows = mode;
   for (const part of document.querySelectorAll("#form [data-mode]")) part.hidden = !isOfMode(part);
   if (!source) setDenoise(mode === "outfit" ? 0.4 : 0.6);
   // A pack without a seed takes the one that the server keeps for the character.
