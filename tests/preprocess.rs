@@ -122,3 +122,15 @@ fn what_cannot_be_done_is_said_with_what_would_do() {
     }
     assert!(!folder.path().join("e.png").exists() && !folder.path().join("p.png").exists());
 }
+
+#[test]
+fn a_depth_network_that_is_none_is_refused_with_what_to_give() {
+    let folder = TempDir::new().unwrap();
+    disc(folder.path());
+    let weights = folder.path().join("weights.safetensors");
+    std::fs::write(&weights, b"no weights").unwrap();
+    let weights = weights.display().to_string();
+    preprocess(folder.path(), "depth", "disc.png", "depth.png", &["--weights", &weights])
+        .refused(1, &["Depth Anything V2", "weights.safetensors"]);
+    assert!(!folder.path().join("depth.png").exists());
+}

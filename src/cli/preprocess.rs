@@ -1,10 +1,15 @@
 //! `darkroom preprocess`: from a picture or a pose to the control picture that a ControlNet reads.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use candle_core::Device;
 use clap::{Args, Subcommand, ValueEnum};
+use darkroom_models::depth::DepthEstimator;
+use darkroom_models::weights::WeightFile;
 use darkroom_pipelines::Picture;
 use darkroom_pipelines::preprocess::canny::{Canny, CannyMethod};
+use darkroom_pipelines::preprocess::depth;
 use darkroom_pipelines::preprocess::openpose::{Pose, PoseError, PosePresets, draw};
 
 use super::error::CommandError;
@@ -29,6 +34,7 @@ Examples:
   darkroom preprocess canny photo.jpg edges.png --method opencv --low 100 --high 200
   darkroom preprocess openpose preset:waving pose.png --width 1024 --height 1536
   darkroom preprocess openpose pose.json pose.png
+  darkroom preprocess depth photo.jpg depth.png --weights depth_anything_v2_vits.safetensors
 
 The path of the PNG goes to standard output. A file of that name is replaced.";
 
@@ -48,6 +54,8 @@ enum PreprocessCommand {
     Canny(CannyArgs),
     /// A skeleton from a pose: coloured limbs on black
     Openpose(OpenposeArgs),
+    /// How near everything in a picture is: white is near, black is far
+    Depth(DepthArgs),
 }
 
 /// Flags of `darkroom preprocess canny`.
@@ -100,6 +108,20 @@ struct OpenposeArgs {
     height: Option<u32>,
 }
 
+/// Flags of `darkroom preprocess depth`.
+#[derive(Debug, Args)]
+struct DepthArgs {
+    /// A picture: PNG, JPEG, WebP, GIF or BMP
+    #[arg(value_name = "IN")]
+    input: PathBuf,
+    /// The PNG to write
+    #[arg(value_name = "OUT.png")]
+    out: PathBuf,
+    /// Depth Anything V2 (small, base or large) as safetensors
+    #[arg(long, value_name = "FILE")]
+    weights: PathBuf,
+}
+
 fn openpose_help() -> String {
     let presets: Vec<String> = match PosePresets::embedded() {
         Ok(presets) => presets.iter().map(|preset| format!("  {:24}{}", preset.id, preset.about)).collect(),
@@ -116,6 +138,7 @@ pub(super) fn run(args: &PreprocessArgs) -> Result<(), CommandError> {
     match &args.command {
         PreprocessCommand::Canny(args) => canny(args),
         PreprocessCommand::Openpose(args) => openpose(args),
+        PreprocessCommand::Depth(args) => depth(args),
     }
 }
 
@@ -160,6 +183,17 @@ fn openpose(args: &OpenposeArgs) -> Result<(), CommandError> {
     };
     let (width, height) = size(&pose, args.width, args.height)?;
     save(&draw(&pose, width as usize, height as usize), &args.out)
+}
+
+fn depth(args: &DepthArgs) -> Result<(), CommandError> {
+    check_out(&args.out)?;
+    let unusable = |error: &dyn std::fmt::Display| {
+        CommandError::failure(error, "give Depth Anything V2's safetensors: small, base or large")
+    };
+    let file = WeightFile::open(&args.weights).map_err(|e| unusable(&e))?;
+    let network = DepthEstimator::from_file(&Arc::new(file), &Device::Cpu).map_err(|e| unusable(&e))?;
+    let (picture, _) = read_picture(&args.input).map_err(unreadable)?;
+    save(&depth::estimate(&network, &picture).map_err(CommandError::plain)?, &args.out)
 }
 
 fn read_pose(file: &str) -> Result<Pose, CommandError> {

@@ -18,6 +18,9 @@ use crate::task::{
 /// Largest difference of 8-bit values between a picture drawn in a batch and the same drawn alone.
 const TOLERANCE: u8 = 1;
 
+/// Opens the picture called "slow".
+static SLOW: (Mutex<bool>, Condvar) = (Mutex::new(false), Condvar::new());
+
 struct NoSources;
 
 impl Sources for NoSources {
@@ -30,6 +33,11 @@ impl Sources for NoSources {
         if *image == BlobId::of(b"gone") {
             let message = format!("the {what} is gone");
             return Err(TaskError { kind: TaskErrorKind::Internal, message });
+        }
+        if *image == BlobId::of(b"slow") {
+            let (lock, opened) = &SLOW;
+            let gate = lock.lock().unwrap();
+            drop(opened.wait_timeout_while(gate, Duration::from_secs(60), |open| !*open).unwrap());
         }
         let shift = image.as_str().bytes().map(usize::from).sum::<usize>() % 17;
         let pixel = |i: usize| if (i % 96 + shift) % 24 < 12 { [1.0; 3] } else { [0.0; 3] };
@@ -473,5 +481,27 @@ async fn a_background_that_is_flat_becomes_transparent_and_one_that_is_not_stays
     engine.submit([job(key("no humans, scenery, forest"), Priority::Standard)]);
     let scene = drawn_one(&mut events).await;
     assert!(scene.alpha.is_none() && scene.warnings[0].contains("background stays"), "{:?}", scene.warnings);
+    engine.stop();
+}
+
+#[tokio::test]
+async fn pictures_are_drawn_while_another_waits_for_its_loras_and_controls() {
+    let (engine, mut events, _) = start(options());
+    let waiting = ImageSpec {
+        loras: vec![lora("tinyvio", 0.7)],
+        controls: vec![control(b"slow", 0.5)],
+        ..spec("1girl", 64, 3, 1)
+    };
+    let waiting = job(waiting, Priority::Urgent);
+    engine.submit([waiting.clone()]);
+    for seed in 2..5 {
+        let other = job(spec("1girl", 64, 3, seed), Priority::Standard);
+        engine.submit([other.clone()]);
+        let drawn = drawn(&mut events, 1).await;
+        assert!(drawn.contains_key(&other.id.task), "the one that waits is not there yet");
+    }
+    *SLOW.0.lock().unwrap() = true;
+    SLOW.1.notify_all();
+    assert!(drawn(&mut events, 1).await.contains_key(&waiting.id.task));
     engine.stop();
 }

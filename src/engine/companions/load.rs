@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
+use candle_core::Device;
 use darkroom_models::controlnet::ControlNet;
 use darkroom_models::depth::DepthEstimator;
 use darkroom_models::face_detector::FaceDetector;
@@ -11,6 +11,7 @@ use darkroom_models::lora::{Lora, LoraFile};
 use darkroom_models::matting::BackgroundRemover;
 use darkroom_models::weights::WeightFile;
 use darkroom_pipelines::preprocess::canny::{Canny, CannyMethod};
+use darkroom_pipelines::preprocess::depth;
 use darkroom_pipelines::{Control, LoraSet, Picture, Pipeline, Rounding, StackedLora};
 
 use super::{Load, Value};
@@ -182,18 +183,8 @@ fn control_picture(
         Preprocess::OpencvCanny { low, high } => (low, high, CannyMethod::OpenCv { l2_gradient: false }),
         Preprocess::Depth => {
             let estimator = depth.ok_or_else(|| invalid("there is no depth network"))?;
-            return depth_picture(estimator, &scaled()?);
+            return depth::estimate(estimator, &scaled()?).map_err(invalid);
         }
     };
     Ok(Canny { low, high, method }.detect(&scaled()?))
-}
-
-/// Nearness as grey.
-fn depth_picture(estimator: &DepthEstimator, picture: &Picture) -> Result<Picture, TaskError> {
-    let (width, height) = (picture.width(), picture.height());
-    let pixels = Tensor::from_slice(picture.data(), (height, width, 3), &Device::Cpu).map_err(invalid)?;
-    let depth = estimator.estimate(&pixels).map_err(invalid)?;
-    let depth: Vec<f32> = depth.flatten_all().and_then(|depth| depth.to_vec1()).map_err(invalid)?;
-    Picture::new(width, height, depth.into_iter().flat_map(|value| [value; 3]).collect())
-        .ok_or_else(|| invalid("the depth network's answer has another size than the picture"))
 }
