@@ -10,7 +10,10 @@ pictures as PNG. This script reads such a folder and keeps what the tests need:
 - `cases.json`: each workflow as the plain request it amounts to;
 - `controlnet-tiny.safetensors`: the ControlNet as it is (random weights do not pack), and `controlnet.safetensors`:
   its hint, the first network call's inputs and residuals for one unconditional and one conditional sample, these
-  at 8×8 positions spread over the picture, and the workflow's final latents.
+  at 8×8 positions spread over the picture, and the workflow's final latents;
+- `guided.json` and `guided.safetensors`: the same of the runs with LoRAs and with the ControlNet, and of their pictures
+  also the fraction of a level that 8 bits cut off (in 1/256);
+- `lora-kohya.safetensors` and `lora-diffusers.safetensors`: these runs' LoRAs as they are.
 """
 
 import argparse
@@ -35,6 +38,9 @@ TOKEN_TABLES = [
     "conditioner.embedders.0.transformer.text_model.embeddings.token_embedding.weight",
     "conditioner.embedders.1.model.token_embedding.weight",
 ]
+LORA_RUNS = ["d1_lora", "d3_lora_diffusers"]
+LORA_FILES = {"lora_tiny.safetensors": "lora-kohya", "lora_tiny_diffusers.safetensors": "lora-diffusers"}
+CONTROL_RUN = "e1_controlnet"
 
 
 def node_of(workflow: dict, kind: str) -> dict | None:
@@ -48,7 +54,11 @@ def case_of(name: str, workflow: dict) -> dict | None:
     sampler = node_of(workflow, "KSampler")
     if sampler is None:
         return None
-    text = lambda key: workflow[sampler[key][0]]["inputs"]["text"]  # noqa: E731
+
+    def text(key: str) -> str:
+        node = workflow[sampler[key][0]]["inputs"]
+        return node["text"] if "text" in node else workflow[node[key][0]]["inputs"]["text"]
+
     case = {key: sampler[key] for key in ("seed", "steps", "cfg", "scheduler", "denoise")}
     case |= {"name": name, "sampler": sampler["sampler_name"], "prompt": text("positive"), "negative": text("negative")}
     if skip := node_of(workflow, "CLIPSetLastLayer"):
@@ -64,6 +74,42 @@ def case_of(name: str, workflow: dict) -> dict | None:
             case["fill_grow"] = fill["grow_mask_by"]
         case["noise_mask"] = node_of(workflow, "SetLatentNoiseMask") is not None
     return case
+
+
+def guided_cases(recorded: Path) -> tuple[list[dict], dict[str, np.ndarray]]:
+    """The runs with LoRAs and the ControlNet: each as a flat request, and what came out."""
+    cases, tensors = [], {}
+    for name in (*LORA_RUNS, CONTROL_RUN):
+        folder = recorded / name
+        workflow = json.loads((folder / "workflow.json").read_text())
+        case = case_of(name, workflow)
+        stored = lambda what: load_file(folder / f"{name}_{what}.safetensors")  # noqa: B023, E731
+        if name == CONTROL_RUN:
+            apply, canny = node_of(workflow, "ControlNetApplyAdvanced"), node_of(workflow, "Canny")
+            case["control"] = {
+                "image": Path(node_of(workflow, "LoadImage")["image"]).stem,
+                "low": canny["low_threshold"],
+                "high": canny["high_threshold"],
+                "strength": apply["strength"],
+                "start": apply["start_percent"],
+                "end": apply["end_percent"],
+            }
+        else:
+            loader = node_of(workflow, "LoraLoader")
+            strengths = {"strength": loader["strength_model"], "text_strength": loader["strength_clip"]}
+            case["loras"] = [{"file": LORA_FILES[loader["lora_name"]]} | strengths]
+            tensors[f"{name}.latent"] = stored("latent")["samples"]
+            for side in ("pos", "neg"):
+                tensors[f"{name}.{side}"] = stored(side)["cond_0"][0]
+                tensors[f"{name}.{side}_pooled"] = stored(side)["pooled_output_0"][0]
+        levels = 255 * stored("image")["image"].astype(np.float64)
+        pictures = levels.astype(np.uint8)
+        files = sorted(folder.glob(f"{name}_0*.png"))
+        assert np.array_equal(pictures, np.stack([np.asarray(Image.open(file)) for file in files]))
+        tensors[f"{name}.pictures"] = pictures
+        tensors[f"{name}.fractions"] = ((levels - pictures) * 256).astype(np.uint8)
+        cases.append(case)
+    return cases, tensors
 
 
 def used_tokens(prompts: set[str], tokenizer: CLIPTokenizer) -> list[int]:
@@ -161,7 +207,13 @@ def main() -> None:
     shutil.copyfile(
         args.recorded / "models/controlnet/controlnet_tiny.safetensors", args.out / "controlnet-tiny.safetensors"
     )
+    for theirs, ours in LORA_FILES.items():
+        shutil.copyfile(args.recorded / "models/loras" / theirs, args.out / f"{ours}.safetensors")
+    guided, guided_tensors = guided_cases(args.recorded)
+    save_file(guided_tensors, args.out / "guided.safetensors")
+    prompts |= {case[side] for case in guided for side in ("prompt", "negative")}
     (args.out / "cases.json").write_text(json.dumps(cases, indent=1) + "\n")
+    (args.out / "guided.json").write_text(json.dumps(guided, indent=1) + "\n")
 
     with tempfile.TemporaryDirectory() as folder:
         write_tokenizer(Path(folder), "<|endoftext|>")
