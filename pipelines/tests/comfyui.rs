@@ -1,8 +1,12 @@
 //! Whole pictures against ComfyUI's: recorded runs of ComfyUI 0.3.64 (CPU, float32) with a tiny SDXL-shaped
 //! checkpoint. `scripts/golden/comfyui.py` says what is in the files and makes them.
 
-// A test's own set-up may fail the test.
-#![allow(clippy::unwrap_used, clippy::panic)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "tests fail by panicking and say what they measured"
+)]
 
 #[path = "support/comfyui.rs"]
 mod support;
@@ -10,7 +14,7 @@ mod support;
 use std::str::FromStr;
 use std::sync::OnceLock;
 
-use candle_core::{Device, Tensor};
+use candle_core::Device;
 use darkroom_models::checkpoint::Checkpoint;
 use darkroom_models::{Precision, bf16_is_accelerated};
 use darkroom_pipelines::noise::BatchPosition;

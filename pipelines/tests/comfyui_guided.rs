@@ -1,8 +1,12 @@
 //! Whole pictures with LoRAs and a ControlNet against ComfyUI's: recorded runs as in `comfyui.rs`, with LoRAs in two
 //! families of names, and with a Canny picture through a ControlNet.
 
-// A test's own set-up may fail the test.
-#![allow(clippy::unwrap_used, clippy::panic)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "tests fail by panicking and say what they measured"
+)]
 
 #[path = "support/comfyui.rs"]
 mod support;
