@@ -116,7 +116,8 @@ impl Templates {
         match sets.iter().find(|set| set.name == name) {
             Some(set) => Ok(set.clone()),
             None => {
-                let known = listed(sets.into_iter().map(|set| set.name).collect());
+                let known: Vec<String> = sets.into_iter().map(|set| set.name).collect();
+                let known = listed(&known);
                 Err(TemplateError::NoSet { name: shown(name), known })
             }
         }
@@ -130,7 +131,7 @@ impl Templates {
         most: usize,
     ) -> Result<Cow<'static, [u8]>, TemplateError> {
         if !set.pictures.iter().any(|known| known == name) {
-            let known = listed(set.pictures.clone());
+            let known = listed(&set.pictures);
             return Err(TemplateError::NoPicture { set: set.name.clone(), name: shown(name), known });
         }
         let unreadable = |message: String| TemplateError::Unreadable {
@@ -163,7 +164,7 @@ impl Templates {
 
 /// The sets of a folder: folders with PNG files in them.
 fn found(folder: &Path) -> Vec<TemplateSet> {
-    let mut sets: Vec<TemplateSet> = names(folder, |path| path.is_dir())
+    let mut sets: Vec<TemplateSet> = names(folder, Path::is_dir)
         .into_iter()
         .map(|name| {
             let pictures = names(&folder.join(&name), Path::is_file);
@@ -184,7 +185,7 @@ fn names(folder: &Path, fits: impl Fn(&Path) -> bool) -> Vec<String> {
     names.filter(|name| !name.starts_with('.')).take(MOST).collect()
 }
 
-fn listed(names: Vec<String>) -> String {
+fn listed(names: &[String]) -> String {
     if names.is_empty() { "none".to_owned() } else { names.join(", ") }
 }
 

@@ -167,7 +167,7 @@ fn open_lora(name: &str, catalog: &Catalog) -> Result<Arc<WeightFile>, CommandEr
                 catalog.auxiliaries(AuxiliaryKind::Lora).into_iter().take(20).map(|entry| entry.id).collect();
             Err(CommandError::usage(
                 format!("--lora {name}: there is no such file, and no LoRA of that name"),
-                &format!("name a file, or one of: {}", known.join(", ")),
+                format!("name a file, or one of: {}", known.join(", ")),
             ))
         }
     }

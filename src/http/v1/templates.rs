@@ -46,7 +46,7 @@ pub(super) struct TemplateBody {
 }
 
 impl TemplateSetBody {
-    fn new(set: TemplateSet, default: &str) -> Self {
+    fn new(set: &TemplateSet, default: &str) -> Self {
         let body = |name: String| TemplateBody { url: address(&set.name, &name), name };
         Self {
             is_default: set.name == default,
@@ -74,7 +74,7 @@ fn address(set: &str, name: &str) -> String {
 )]
 pub(super) async fn list(State(app): State<App>, _client: Client) -> Json<TemplateListBody> {
     let default = &app.config.templates.set;
-    let sets = app.templates.sets().into_iter().map(|set| TemplateSetBody::new(set, default));
+    let sets = app.templates.sets().into_iter().map(|set| TemplateSetBody::new(&set, default));
     Json(TemplateListBody { sets: sets.collect() })
 }
 
@@ -132,7 +132,7 @@ mod tests {
     #[test]
     fn a_set_lists_its_pictures_with_addresses() {
         let set = TemplateSet { name: "my set".into(), built_in: false, pictures: vec!["sad".into()] };
-        let body = serde_json::to_value(TemplateSetBody::new(set, "my set")).unwrap();
+        let body = serde_json::to_value(TemplateSetBody::new(&set, "my set")).unwrap();
         assert_eq!(body["is_default"], true);
         assert_eq!(body["templates"][0]["url"], "/v1/templates/my%20set/sad.png");
     }

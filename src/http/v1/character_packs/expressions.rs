@@ -153,7 +153,10 @@ mod tests {
     use crate::http::extract::parse_json;
     use crate::task::{LoraSpec, Preprocess};
 
-    fn pack_of(shelves: &Shelves, json: &str) -> Result<(Vec<ImageSpec>, Vec<Bytes>, Vec<String>), ApiError> {
+    /// Pictures, files, warnings.
+    type Made = (Vec<ImageSpec>, Vec<Bytes>, Vec<String>);
+
+    fn pack_of(shelves: &Shelves, json: &str) -> Result<Made, ApiError> {
         let request = parse_json(json.as_bytes())?;
         let mut warnings = Vec::new();
         let made = with(shelves, |kit, guides, defaults| {
