@@ -28,7 +28,7 @@ use darkroom_pipelines::noise::{BatchPosition, initial_noise};
 use darkroom_pipelines::preprocess::canny::{Canny, CannyMethod};
 use darkroom_pipelines::sampler::SamplerKind;
 use darkroom_pipelines::schedule::{self, ModelSampling, Prediction, Scheduler};
-use darkroom_pipelines::{Control, ImageRequest, LoraSet, Picture, Pipeline, Source, StackedLora};
+use darkroom_pipelines::{Control, ImageRequest, LoraSet, Picture, Pipeline, Rounding, Source, StackedLora};
 use safetensors::SafeTensors;
 use serde::Deserialize;
 use support::{
@@ -200,7 +200,7 @@ fn latent_error(pipeline: &Pipeline, name: &str, requests: &[ImageRequest]) -> f
 
 /// How far the latents of a run are with its LoRAs as adapters and merged into the UNet's weights.
 fn both_ways(pipeline: &Pipeline, name: &str, requests: &[ImageRequest]) -> [(&'static str, f64); 2] {
-    let merged = pipeline.with_merged(requests[0].loras.as_ref().unwrap()).unwrap();
+    let merged = pipeline.with_merged(requests[0].loras.as_ref().unwrap(), Rounding::ToStored).unwrap();
     [("adapters", latent_error(pipeline, name, requests)), ("merged", latent_error(&merged, name, requests))]
 }
 
