@@ -3,9 +3,11 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
+use darkroom_models::controlnet::{ControlNetFamily, ControlNetForm, ControlNetKind};
+use darkroom_models::lora::{Family, LoraFile};
 use darkroom_models::weights::{Header, WeightFile};
 use serde_json::Value;
 
@@ -26,7 +28,7 @@ pub type Width = usize;
 /// What a header tells of a LoRA, a ControlNet or another network.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct About {
-    /// `sdxl` or `sd15`, where that can be told.
+    /// `sdxl`, `sd15`, `flux`, …, where that can be told.
     pub family: Option<&'static str>,
     /// What its cross-attention reads, where it has any.
     pub width: Option<Width>,
@@ -53,13 +55,11 @@ impl Catalog {
         match known.get(&name) {
             Some((then, about)) if *then == key => about.clone(),
             _ => {
-                let about = match entry.open() {
-                    Ok(file) => about(entry.kind, file.header()),
-                    Err(error) => {
-                        tracing::warn!(id = entry.id, %error, "a {} cannot be read", entry.kind.name());
-                        About { problem: Some(entry.for_clients(&error.to_string())), ..About::default() }
-                    }
-                };
+                let read = entry.open().map_err(|error| error.to_string());
+                let about = read.and_then(|file| about(entry.kind, &file)).unwrap_or_else(|error| {
+                    tracing::warn!(id = entry.id, error, "a {} cannot be used", entry.kind.name());
+                    About { problem: Some(entry.for_clients(&error)), ..About::default() }
+                });
                 // Files come and go; what is left of the gone ones is bounded.
                 if known.len() > super::MOST {
                     known.clear();
@@ -108,58 +108,57 @@ fn denoiser(path: &Path) -> PathBuf {
     files.iter().find(|file| file.is_file()).cloned().unwrap_or_else(|| path.join("unet").join(names[0]))
 }
 
-fn about(kind: AuxiliaryKind, header: &Header) -> About {
+/// What the header of `file` tells, or why it cannot be used.
+fn about(kind: AuxiliaryKind, file: &Arc<WeightFile>) -> Result<About, String> {
     match kind {
-        AuxiliaryKind::Lora => {
-            let width = cross_attention(header);
-            let problem = (!header.tensors.keys().any(|name| is_low_rank(name)))
-                .then(|| "it holds no low-rank weights, so it is no LoRA".to_owned());
-            let family = stated_family(header).or_else(|| lora_family(header)).or_else(|| family_of(width));
-            About { family, width, trigger_words: trigger_words(header), problem }
-        }
-        AuxiliaryKind::ControlNet => {
-            let width = cross_attention(header);
-            let has = |part: &str| header.tensors.keys().any(|name| name.contains(part));
-            let is_one = has("controlnet_cond_embedding") || has("input_hint_block");
-            let problem = (!is_one).then(|| "it has no hint encoder, so it is no ControlNet".to_owned());
-            let family = if has("add_embedding.") || has("label_emb.") { Some("sdxl") } else { None };
-            let family = family.or_else(|| family_of(width)).or_else(|| stated_family(header));
-            About { family, width, trigger_words: Vec::new(), problem }
-        }
-        AuxiliaryKind::Depth | AuxiliaryKind::Detector | AuxiliaryKind::Matting => About::default(),
+        AuxiliaryKind::Lora => lora(file),
+        AuxiliaryKind::ControlNet => control_net(file.header()),
+        AuxiliaryKind::Depth | AuxiliaryKind::Detector | AuxiliaryKind::Matting => Ok(About::default()),
     }
 }
 
-fn is_low_rank(name: &str) -> bool {
-    const PARTS: [&str; 7] =
-        ["lora_down", "lora_A", "lora.down", "hada_w1_a", "lokr_w1", "lora_linear_layer.down", "oft_blocks"];
-    PARTS.iter().any(|part| name.contains(part))
-}
-
-/// Columns of the key projection of text: those of the plain matrix, or of a low-rank one's smaller half.
-fn cross_attention(header: &Header) -> Option<Width> {
-    header.tensors.iter().find_map(|(name, tensor)| {
-        let keys = name.contains("attn2.to_k") || name.contains("attn2_to_k");
-        let plain = name.ends_with("attn2.to_k.weight");
-        let low = ["lora_down.weight", "lora_A.weight", "lora.down.weight", "lora_linear_layer.down.weight"];
-        let fits = keys && (plain || low.iter().any(|end| name.ends_with(end)));
-        (fits && tensor.shape.len() >= 2).then(|| tensor.shape[1])
+/// By the same reading as when it is drawn with, so that what would be refused then is refused before.
+fn lora(file: &Arc<WeightFile>) -> Result<About, String> {
+    let lora = LoraFile::open(Arc::clone(file)).map_err(|error| error.to_string())?;
+    let family = lora.family().and_then(|family| match family {
+        Family::Sd15 => Some("sd15"),
+        Family::Sd2 => Some("sd2"),
+        Family::Sdxl => Some("sdxl"),
+        Family::Sd3 => Some("sd3"),
+        Family::Flux => Some("flux"),
+        Family::QwenImage => Some("qwen_image"),
+        Family::Wan => Some("wan"),
+        Family::Cascade => Some("cascade"),
+        _ => None,
+    });
+    let header = file.header();
+    Ok(About {
+        family: family.or_else(|| stated_family(header)),
+        width: lora.context_width(),
+        trigger_words: trigger_words(header),
+        problem: None,
     })
 }
 
-fn family_of(width: Option<Width>) -> Option<&'static str> {
-    match width {
-        Some(768) => Some("sd15"),
-        Some(2048) => Some("sdxl"),
-        _ => None,
-    }
+fn control_net(header: &Header) -> Result<About, String> {
+    let Some(ControlNetKind { family, form }) = ControlNetKind::of(header) else {
+        return Err("it has no hint encoder, so it is no ControlNet: pick a ControlNet file".to_owned());
+    };
+    let problem = (form != ControlNetForm::Plain).then(|| form.problem()).flatten();
+    let family = match family {
+        ControlNetFamily::Sdxl => Some("sdxl"),
+        ControlNetFamily::Sd15 => Some("sd15"),
+        ControlNetFamily::Sd2 => Some("sd2"),
+        _ => stated_family(header),
+    };
+    let width = cross_attention(header);
+    Ok(About { family, width, trigger_words: Vec::new(), problem: problem.map(str::to_owned) })
 }
 
-/// By text encoders and block names.
-fn lora_family(header: &Header) -> Option<&'static str> {
-    let has = |part: &str| header.tensors.keys().any(|name| name.contains(part));
-    let sdxl = has("lora_te2_") || has("text_encoder_2.") || has("input_blocks_7_1_transformer_blocks_9");
-    sdxl.then_some("sdxl")
+/// Columns of the key projection of text.
+fn cross_attention(header: &Header) -> Option<Width> {
+    let keys = header.tensors.iter().find(|(name, _)| name.ends_with("attn2.to_k.weight"));
+    keys.and_then(|(_, tensor)| tensor.shape.get(1).copied())
 }
 
 /// By what the file says of itself.
@@ -285,7 +284,8 @@ mod tests {
         assert_eq!(lora("mia").trigger_words, ["mia", "red hat"]);
         assert_eq!((lora("old").family, lora("old").trigger_words), (Some("sd15"), vec!["old".to_owned()]));
         assert_eq!(lora("style/kohya").trigger_words, ["kat"]);
-        assert!(lora("none").problem.unwrap().contains("no LoRA"));
+        let problem = lora("none").problem.unwrap();
+        assert!(problem.starts_with("none.safetensors: ") && problem.contains("not a LoRA"), "{problem}");
         let problem = lora("broken").problem.unwrap();
         assert!(problem.starts_with("broken.safetensors: "), "{problem}");
     }
@@ -305,6 +305,39 @@ mod tests {
         assert_eq!(control("canny_sd15").family, Some("sd15"));
         assert_eq!((control("canny_xl").family, control("canny_xl").problem), (Some("sdxl"), None));
         assert!(control("lora").problem.is_some());
+    }
+
+    #[test]
+    fn files_for_other_models_and_of_other_forms_are_told_before_they_are_drawn_with() {
+        const HADAMARD: &str =
+            "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k.hada_w1_b";
+        let union: [(&str, &[usize]); 3] = [
+            ("controlnet_cond_embedding.conv_in.weight", &[16, 3, 3, 3]),
+            ("add_embedding.linear_1.bias", &[8]),
+            ("task_embedding", &[6, 320]),
+        ];
+        let (_folder, catalog) = catalog(&[
+            (
+                "loras/flux.safetensors",
+                file(&[("transformer.single_transformer_blocks.3.attn.to_q.lora_A.weight", &[4, 8])], &[]),
+            ),
+            // Its metadata is wrong.
+            (
+                "loras/loha.safetensors",
+                file(
+                    &[(HADAMARD, &[4, 768])],
+                    &[("modelspec.architecture", "stable-diffusion-xl-v1-base/lora")],
+                ),
+            ),
+            ("loras/oft.safetensors", file(&[("lora_unet_mid_block.oft_blocks", &[4, 4])], &[])),
+            ("controlnet/union.safetensors", file(&union, &[])),
+        ]);
+        let lora = |id| of(&catalog, AuxiliaryKind::Lora, id);
+        assert_eq!(lora("flux").family, Some("flux"));
+        assert_eq!((lora("loha").family, lora("loha").width), (Some("sd15"), Some(768)));
+        assert!(lora("oft").problem.unwrap().contains("not supported"));
+        let problem = of(&catalog, AuxiliaryKind::ControlNet, "union").problem.unwrap();
+        assert!(problem.contains("union"), "{problem}");
     }
 
     #[test]
@@ -331,9 +364,9 @@ mod tests {
             let json = format!("{{\"a\": {{{text:?}: 3}}}}");
             for text in [text.as_str(), json.as_str()] {
                 let bytes = file(&[], &[("ss_tag_frequency", text), ("trigger_words", text), (name.as_str(), text)]);
-                if let Ok(header) = WeightFile::from_static("x", Box::leak(bytes.into_boxed_slice())) {
-                    let about = about(AuxiliaryKind::Lora, header.header());
-                    prop_assert!(about.trigger_words.len() <= TRIGGER_WORDS);
+                if let Ok(file) = WeightFile::from_static("x", Box::leak(bytes.into_boxed_slice())) {
+                    prop_assert!(trigger_words(file.header()).len() <= TRIGGER_WORDS);
+                    prop_assert!(about(AuxiliaryKind::Lora, &Arc::new(file)).is_err(), "it has no tensors");
                 }
             }
         }

@@ -67,7 +67,7 @@ pub struct AuxiliaryInfo {
     pub id: String,
     /// What sort.
     pub kind: AuxiliaryKind,
-    /// `sdxl` or `sd15`, where its header tells.
+    /// `sdxl`, `sd15`, `flux`, …, where its header tells.
     pub family: Option<&'static str>,
     /// Columns of the text that its cross-attention reads, where it has any.
     pub width: Option<usize>,

@@ -133,8 +133,8 @@ impl LoraFile {
         self.modules.keys().any(second).then_some(Family::Sdxl)
     }
 
-    /// Width of the context that its cross-attention reads.
-    pub(super) fn context_width(&self) -> Option<usize> {
+    /// Width of the context that its cross-attention reads, if it changes any.
+    pub fn context_width(&self) -> Option<usize> {
         self.modules.iter().filter(|(name, _)| Family::reads_context(name)).find_map(|(_, parts)| {
             [Role::Down, Role::Hada1B, Role::Diff].iter().find_map(|role| {
                 let info = self.info(parts.get(role)?)?;

@@ -21,7 +21,7 @@ pub(super) struct LoraListBody {
 pub(super) struct LoraInfoBody {
     /// Its id, as requests name it.
     id: String,
-    /// `sdxl` or `sd15`: the models that it was made for; null where its header does not tell.
+    /// `sdxl`, `sd15`, …: the models that it was made for; null where its header does not tell.
     family: Option<&'static str>,
     /// Words that call what it was trained on, from its metadata.
     trigger_words: Vec<String>,
@@ -49,7 +49,7 @@ pub(super) struct ControlNetInfoBody {
     /// `canny`, `openpose` or `depth`: as the configuration or its name says; null where neither does.
     #[serde(rename = "type")]
     control_type: Option<&'static str>,
-    /// `sdxl` or `sd15`: the models that it was made for; null where its header does not tell.
+    /// `sdxl`, `sd15`, …: the models that it was made for; null where its header does not tell.
     family: Option<&'static str>,
     /// Bytes of the file.
     bytes: u64,
