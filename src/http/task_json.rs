@@ -115,6 +115,9 @@ pub(super) struct ImageBody {
     pub(super) background: &'static str,
     /// Whether it came from the expression bank.
     pub(super) cached: bool,
+    /// What is not as asked for, and why.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) warnings: Vec<String>,
 }
 
 /// A LoRA and how strongly it counted.
@@ -260,6 +263,7 @@ impl ImageBody {
                 Some(Background::Remove { .. }) => "remove",
             },
             cached: image.cached,
+            warnings: image.warnings.clone(),
         }
     }
 }
@@ -377,6 +381,16 @@ mod tests {
         assert_eq!((first["index"].as_u64(), first["seed"].as_u64()), (Some(0), Some(7)));
         assert_eq!((first["format"].as_str(), first["cached"].as_bool()), (Some("png"), Some(true)));
         assert_eq!(first["prompt"], "1girl");
+    }
+
+    #[test]
+    fn a_picture_says_what_is_not_as_asked_for() {
+        let mut done = view(TaskStatus::Completed, 2, 2);
+        done.task.drawn[0].warnings = vec!["the background stays: it is not flat".into()];
+        let index = done.task.drawn[0].index;
+        let body = body(&done);
+        assert_eq!(body["images"][index]["warnings"][0], "the background stays: it is not flat");
+        assert!(body["images"][1 - index].get("warnings").is_none());
     }
 
     #[test]
