@@ -18,7 +18,7 @@ use darkroom_models::depth::DepthEstimator;
 use darkroom_models::face_detector::FaceDetector;
 use darkroom_models::lora::Lora;
 use darkroom_models::matting::BackgroundRemover;
-use darkroom_pipelines::{Control, LoraSet, Pipeline};
+use darkroom_pipelines::{Control, LoraSet, Pipeline, StackedLora};
 
 use super::finish::Finishing;
 use super::sources::Sources;
@@ -235,7 +235,8 @@ impl Companions {
                 Err(error) => return Gathered::Failed(error),
             }
         }
-        let mut finishing = Finishing::default();
+        let unmatched = loras.as_deref().map(unmatched).unwrap_or_default();
+        let mut finishing = Finishing { unmatched, ..Finishing::default() };
         match self.finishing(spec, &mut finishing, now) {
             Ok(all_there) => waiting |= !all_there,
             Err(error) => return Gathered::Failed(error),
@@ -400,4 +401,16 @@ impl Companions {
         };
         self.slots.insert(key, slot);
     }
+}
+
+/// What LoRAs have that fits nothing in the model, in words: such keys change nothing, which must show.
+fn unmatched(set: &LoraSet) -> Vec<String> {
+    let told = |stacked: &StackedLora| {
+        let first = stacked.lora.unmatched.first()?;
+        let (count, name) = (stacked.lora.unmatched.len(), &stacked.name);
+        Some(format!(
+            "{count} keys of the LoRA '{name}' fit nothing in the model and were left out, first '{first}'"
+        ))
+    };
+    set.stack().iter().filter_map(told).collect()
 }

@@ -137,9 +137,9 @@ fn decode(shared: &Shared, batch: Vec<Finished>, inbox: &Sender<Vec<Part>>) {
 
 /// The last part: what becomes of the background, and the word that a picture is drawn.
 pub(super) fn finish(shared: &Shared, whole: Detailed) {
-    let Detailed { job, picture, mut usage, mut warnings, unwritten, finishing } = whole;
+    let Detailed { job, picture, mut usage, warnings: own, unwritten, finishing } = whole;
     let Pixels { rgb, alpha, warnings: more } = finish::pixels(&picture, &job.spec, &finishing);
-    warnings.extend(more);
+    let warnings = finishing.unmatched.into_iter().chain(own).chain(more).collect();
     usage.pixels += (picture.width() * picture.height()) as u64;
     shared.tell(EngineEvent::Drawn(Drawn {
         width: picture.width(),

@@ -11,9 +11,11 @@ use darkroom_pipelines::background::{KeyOptions, key_out};
 
 use crate::task::{Background, ImageSpec};
 
-/// The networks that a picture needs after it is decoded.
+/// What a picture needs after it is decoded.
 #[derive(Clone, Default)]
 pub(super) struct Finishing {
+    /// What its LoRAs have that fits nothing in the model.
+    pub(super) unmatched: Vec<String>,
     /// What finds its faces.
     pub(super) detector: Option<Arc<FaceDetector>>,
     /// What takes its background out.

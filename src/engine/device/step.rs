@@ -13,7 +13,7 @@ use crate::engine::queue::Ticket;
 use crate::engine::split::in_halves;
 use crate::engine::{EngineEvent, Unwritten};
 use crate::metrics::{ByModel, ByWay};
-use crate::task::{TaskError, TaskErrorKind};
+use crate::task::{ImageSpec, TaskError, TaskErrorKind};
 
 /// Steps of samples that must be left for merging to be worth its cost.
 const WORTH_MERGING: usize = 16;
@@ -184,10 +184,7 @@ impl DeviceThread {
                     let _ = self.decoder.send(finished);
                 }
                 _ => {
-                    let message =
-                        "the picture turned into values that are no numbers: lower cfg and the weights \
-                                   in the prompt; if it stays, the model's file is damaged"
-                            .to_owned();
+                    let message = no_numbers(&active.ticket.job.spec);
                     self.fail(active, TaskError { kind: TaskErrorKind::InvalidRequest, message });
                 }
             }
@@ -217,6 +214,21 @@ impl DeviceThread {
             });
         }
     }
+}
+
+/// What to do about a picture that turned into values that are no numbers.
+fn no_numbers(spec: &ImageSpec) -> String {
+    let guides = spec
+        .loras
+        .iter()
+        .map(|lora| format!(", the LoRA '{}'", lora.lora))
+        .chain(spec.controls.iter().map(|control| format!(", the ControlNet '{}'", control.control)));
+    format!(
+        "the picture turned into values that are no numbers: lower cfg, the strengths and the weights in the prompt; if \
+         it stays, a file that it was drawn with is damaged: the model '{}'{}",
+        spec.model,
+        guides.collect::<String>()
+    )
 }
 
 /// The model with the LoRAs of `batch` in its weights, where all of it has the same and they are merged already.
