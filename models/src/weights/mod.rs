@@ -78,7 +78,8 @@ pub enum WeightsError {
     },
     /// A tensor holds NaN or infinity.
     #[error(
-        "{file}: tensor '{name}' holds NaN or infinite values (first at element {index}): the file is damaged"
+        "{file}: tensor '{name}' holds NaN or infinite values (first at element {index}): the file is damaged, get it \
+         again"
     )]
     NotFinite {
         /// Where it is.

@@ -103,7 +103,8 @@ impl<'a> Guides<'a> {
             return Err(missing(kind, field, id, &all));
         };
         if let Some(problem) = &found.problem {
-            return Err(ApiError::invalid(field, format!("cannot be '{}': {problem}", shown(id))));
+            return Err(ApiError::invalid(field, format!("cannot be '{}': {problem}", shown(id)))
+                .hint(format!("put a whole {} in its place, or choose another", kind.name())));
         }
         if let Some(misfit) = found.misfit(&self.fit) {
             let others: Vec<&str> = all
