@@ -492,8 +492,9 @@ async fn pictures_are_drawn_while_another_waits_for_its_loras_and_controls() {
         controls: vec![control(b"slow", 0.5)],
         ..spec("1girl", 64, 3, 1)
     };
-    let waiting = job(waiting, Priority::Urgent);
-    engine.submit([waiting.clone()]);
+    // As many as a device has at hand, and a few more.
+    let waiting: Vec<Job> = (0..18).map(|_| job(waiting.clone(), Priority::Standard)).collect();
+    engine.submit(waiting.clone());
     for seed in 2..5 {
         let other = job(spec("1girl", 64, 3, seed), Priority::Standard);
         engine.submit([other.clone()]);
@@ -502,6 +503,7 @@ async fn pictures_are_drawn_while_another_waits_for_its_loras_and_controls() {
     }
     *SLOW.0.lock().unwrap() = true;
     SLOW.1.notify_all();
-    assert!(drawn(&mut events, 1).await.contains_key(&waiting.id.task));
+    let drawn = drawn(&mut events, waiting.len()).await;
+    assert!(waiting.iter().all(|job| drawn.contains_key(&job.id.task)));
     engine.stop();
 }

@@ -321,7 +321,11 @@ impl DeviceThread {
         let options = &self.shared.options;
         // While pictures cannot be written, not even urgent ones may pile up.
         let urgent = options.max_unwritten.saturating_sub(unwritten + self.active.len());
-        let any = (2 * options.max_batch).saturating_sub(self.active.len()).min(urgent);
+        // Those that wait for a LoRA or a ControlNet leave room for others; without end there is none.
+        let gathering = self.active.iter().filter(|a| matches!(a.phase, Phase::Gathering(_))).count();
+        let busy = self.active.len() - gathering;
+        let any = (2 * options.max_batch).saturating_sub(busy);
+        let any = any.min((4 * options.max_batch).saturating_sub(self.active.len())).min(urgent);
         let joins = Joins { any, urgent };
         let places = |key: &BatchKey| later.get(&key.model).copied().unwrap_or_else(|| self.places(key));
         let mut batch = state.queue.next_batch(&running, &places, joins, now)?;
