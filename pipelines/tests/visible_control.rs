@@ -150,8 +150,8 @@ fn request(prompt: &str) -> ImageRequest {
     }
 }
 
-/// The lines of a template, found at the size of the result as the engine finds them: Lanczos first (the engine's is
-/// of the `image` crate, this one Pillow's), then OpenCV's Canny at 100 and 200.
+/// The lines of a template as the engine finds them: brought to the size of the result first (ComfyUI's Lanczos), then
+/// OpenCV's Canny at 100 and 200.
 fn template_edges(set: &str, expression: &str) -> Picture {
     let file = image::open(asset(&format!("templates/{set}/{expression}.png"))).unwrap().into_rgb32f();
     let template = Picture::new(file.width() as usize, file.height() as usize, file.into_raw()).unwrap();
