@@ -4,6 +4,7 @@
 use std::io::IsTerminal;
 
 use tokio_util::sync::CancellationToken;
+use tracing_appender::non_blocking::WorkerGuard;
 use tracing_subscriber::EnvFilter;
 
 use super::args::ServeArgs;
@@ -15,7 +16,7 @@ use crate::server::{Server, ServerError};
 /// Runs it.
 pub(super) fn run(args: &ServeArgs, verbose: u8, quiet: bool) -> Result<(), CommandError> {
     let loaded = args.flags.load()?;
-    start_logging(loaded.config.log.format, verbose, quiet);
+    let _log = start_logging(loaded.config.log.format, verbose, quiet);
     for variable in &loaded.unknown_variables {
         tracing::warn!("{variable} is no setting of Darkroom; `darkroom config` lists them");
     }
@@ -39,7 +40,9 @@ pub(super) fn run(args: &ServeArgs, verbose: u8, quiet: bool) -> Result<(), Comm
     })
 }
 
-fn start_logging(format: LogFormat, verbose: u8, quiet: bool) {
+/// Lines go through a thread of their own: whoever reads them may stop, and then they are dropped, but no request waits.
+/// What is returned writes the rest when it is dropped.
+fn start_logging(format: LogFormat, verbose: u8, quiet: bool) -> WorkerGuard {
     let level = match (quiet, verbose) {
         (true, _) => "error",
         (false, 0) => "info,sqlx=warn",
@@ -48,13 +51,14 @@ fn start_logging(format: LogFormat, verbose: u8, quiet: bool) {
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
     let colours = std::io::stderr().is_terminal();
-    let log =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours);
+    let (writer, guard) = tracing_appender::non_blocking(std::io::stderr());
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_ansi(colours);
     // Fails only where a log was started before.
     let _ = match format {
         LogFormat::Text => log.try_init(),
         LogFormat::Json => log.json().try_init(),
     };
+    guard
 }
 
 #[cfg(unix)]

@@ -107,3 +107,16 @@ async fn connections_beyond_the_limit_do_not_stop_those_that_are_served() {
     assert!(answers > 1);
     server.json("/health").await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_nobody_reads_holds_up_no_request() {
+    let data = data();
+    // The pipe's other end is kept and never read; a pipe holds 64 KiB, and these requests log more.
+    let (unread, log) = std::io::pipe().unwrap();
+    let server = Server::start_logging_to(data.path(), ["-vv"], log.into());
+    for _ in 0..1000 {
+        assert_eq!(server.json("/health").await["status"], "ok");
+    }
+    drop(unread);
+    assert_eq!(server.json("/health").await["status"], "ok");
+}
