@@ -3,9 +3,10 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use darkroom_models::weights::{WeightFile, WeightsError};
+use sha2::{Digest, Sha256};
 
 use super::{Catalog, DEPTH, look, without_path};
 use crate::embedded;
@@ -88,6 +89,21 @@ impl AuxiliaryEntry {
         }
     }
 
+    /// Tells this file, as it was when it was found, from one that is put in its place.
+    pub fn revision(&self) -> u64 {
+        match self.location {
+            Location::Embedded(_) => 0,
+            Location::Path(_) => revision(self.bytes, self.modified),
+        }
+    }
+
+    /// The same as it is now; `None` if it is gone. Asks the disk.
+    pub fn revision_now(&self) -> Option<u64> {
+        let Location::Path(path) = &self.location else { return Some(0) };
+        let metadata = std::fs::metadata(path).ok()?;
+        Some(revision(metadata.len(), metadata.modified().ok()))
+    }
+
     /// Opens it; reads the header only.
     pub fn open(&self) -> Result<Arc<WeightFile>, WeightsError> {
         let file = match &self.location {
@@ -96,6 +112,14 @@ impl AuxiliaryEntry {
         };
         file.map(Arc::new)
     }
+}
+
+fn revision(bytes: u64, modified: Option<SystemTime>) -> u64 {
+    let since = modified.and_then(|modified| modified.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
+    let mut digest = Sha256::new();
+    digest.update(bytes.to_le_bytes());
+    digest.update(since.as_nanos().to_le_bytes());
+    digest.finalize().iter().take(8).fold(0, |revision, byte| (revision << 8) | u64::from(*byte))
 }
 
 impl Catalog {

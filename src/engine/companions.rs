@@ -22,7 +22,7 @@ use darkroom_pipelines::{Control, LoraSet, Pipeline, StackedLora};
 
 use super::finish::Finishing;
 use super::sources::Sources;
-use crate::catalog::Catalog;
+use crate::catalog::{AuxiliaryEntry, AuxiliaryKind, Catalog};
 use crate::task::{
     Background, BlobId, ControlSpec, DetailPlaces, DetailSpec, ImageSpec, LoraSpec, Preprocess, TaskError,
     TaskErrorKind,
@@ -36,14 +36,14 @@ const MOST: usize = 1024;
 /// Names one of them.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Key {
-    /// A LoRA, bound to a model.
-    Lora { model: Arc<str>, lora: String },
-    /// A stack of LoRAs with their strengths' bits.
-    LoraSet { model: Arc<str>, stack: Vec<(String, u64, u64)> },
+    /// A LoRA's file, bound to a model.
+    Lora { model: Arc<str>, lora: String, revision: u64 },
+    /// A stack of LoRAs: the revision of each one's file, and the bits of its strengths.
+    LoraSet { model: Arc<str>, stack: Vec<(String, u64, [u64; 2])> },
     /// A model with a stack in its weights.
     Merged { model: Arc<str>, set: Arc<str> },
-    /// A ControlNet, shaped for a model.
-    ControlNet { model: Arc<str>, control: String },
+    /// A ControlNet's file, shaped for a model.
+    ControlNet { model: Arc<str>, control: String, revision: u64 },
     /// A network that finds faces.
     Detector { detector: String },
     /// A network that takes backgrounds out.
@@ -51,7 +51,15 @@ pub(super) enum Key {
     /// The network that estimates depth.
     Depth,
     /// A picture as a ControlNet sees it.
-    Hint { model: Arc<str>, control: String, image: BlobId, preprocess: String, width: usize, height: usize },
+    Hint {
+        model: Arc<str>,
+        control: String,
+        revision: u64,
+        image: BlobId,
+        preprocess: String,
+        width: usize,
+        height: usize,
+    },
 }
 
 impl Key {
@@ -129,6 +137,8 @@ struct Loaded {
 /// Those on one device.
 pub(super) struct Companions {
     slots: HashMap<Key, Slot>,
+    /// Where the files of LoRAs and ControlNets are, so that a changed one is noticed without a search.
+    files: HashMap<(AuxiliaryKind, String), AuxiliaryEntry>,
     catalog: Arc<Catalog>,
     sources: Arc<dyn Sources>,
     requests: Sender<(Key, Load)>,
@@ -164,7 +174,7 @@ impl Companions {
                 wake();
             }
         })?;
-        Ok(Self { slots: HashMap::new(), catalog, sources, requests, loaded })
+        Ok(Self { slots: HashMap::new(), files: HashMap::new(), catalog, sources, requests, loaded })
     }
 
     /// Takes in what has been loaded; whether there was any.
@@ -235,7 +245,7 @@ impl Companions {
                 Err(error) => return Gathered::Failed(error),
             }
         }
-        let unmatched = loras.as_deref().map(unmatched).unwrap_or_default();
+        let unmatched = loras.as_deref().map(|set| unmatched(set, &spec.loras)).unwrap_or_default();
         let mut finishing = Finishing { unmatched, ..Finishing::default() };
         match self.finishing(spec, &mut finishing, now) {
             Ok(all_there) => waiting |= !all_there,
@@ -288,6 +298,19 @@ impl Companions {
         }
     }
 
+    /// The revision of a file; 0 if there is none.
+    fn revision(&mut self, kind: AuxiliaryKind, id: &str) -> u64 {
+        let name = (kind, id.to_owned());
+        if let Some(revision) = self.files.get(&name).and_then(AuxiliaryEntry::revision_now) {
+            return revision;
+        }
+        self.files.remove(&name);
+        let Some(entry) = self.catalog.find_auxiliary(kind, id) else { return 0 };
+        let revision = entry.revision();
+        self.files.insert(name, entry);
+        revision
+    }
+
     fn lora_set(
         &mut self,
         model: &Arc<str>,
@@ -295,9 +318,15 @@ impl Companions {
         specs: &[LoraSpec],
         now: Instant,
     ) -> Result<Option<Arc<LoraSet>>, TaskError> {
-        let strengths =
-            |spec: &LoraSpec| (spec.lora.clone(), spec.strength.to_bits(), spec.text_strength.to_bits());
-        let key = Key::LoraSet { model: Arc::clone(model), stack: specs.iter().map(strengths).collect() };
+        let stack: Vec<(String, u64, [u64; 2])> = specs
+            .iter()
+            .map(|spec| {
+                let strengths = [spec.strength, spec.text_strength].map(f64::to_bits);
+                (spec.lora.clone(), self.revision(AuxiliaryKind::Lora, &spec.lora), strengths)
+            })
+            .collect();
+        let revisions: Vec<u64> = stack.iter().map(|(_, revision, _)| *revision).collect();
+        let key = Key::LoraSet { model: Arc::clone(model), stack };
         match self.known(&key, now) {
             Some(Want::Ready(Value::LoraSet(set))) => return Ok(Some(set)),
             Some(Want::Failed(error)) => return Err(error),
@@ -305,8 +334,8 @@ impl Companions {
             None => {}
         }
         let mut loras = Vec::with_capacity(specs.len());
-        for spec in specs {
-            let key = Key::Lora { model: Arc::clone(model), lora: spec.lora.clone() };
+        for (spec, revision) in specs.iter().zip(&revisions) {
+            let key = Key::Lora { model: Arc::clone(model), lora: spec.lora.clone(), revision: *revision };
             if let Some(Value::Lora(lora)) =
                 self.get(key, |catalog| load::lora(catalog, pipeline, &spec.lora), now)?
             {
@@ -314,7 +343,7 @@ impl Companions {
             }
         }
         if loras.len() == specs.len() {
-            self.request(key, load::lora_set(pipeline, specs, loras));
+            self.request(key, load::lora_set(pipeline, specs, &revisions, loras));
         }
         Ok(None)
     }
@@ -327,7 +356,8 @@ impl Companions {
         (width, height): (usize, usize),
         now: Instant,
     ) -> Result<Option<Control>, TaskError> {
-        let key = Key::ControlNet { model: Arc::clone(model), control: spec.control.clone() };
+        let revision = self.revision(AuxiliaryKind::ControlNet, &spec.control);
+        let key = Key::ControlNet { model: Arc::clone(model), control: spec.control.clone(), revision };
         let load = |catalog: &Arc<Catalog>| load::control_net(catalog, pipeline, &spec.control);
         let Some(Value::ControlNet(network)) = self.get(key, load, now)? else { return Ok(None) };
         let mut depth = None;
@@ -340,6 +370,7 @@ impl Companions {
         let key = Key::Hint {
             model: Arc::clone(model),
             control: spec.control.clone(),
+            revision,
             image: spec.image.clone(),
             preprocess: format!("{:?}", spec.preprocess),
             width,
@@ -404,13 +435,13 @@ impl Companions {
 }
 
 /// What LoRAs have that fits nothing in the model, in words: such keys change nothing, which must show.
-fn unmatched(set: &LoraSet) -> Vec<String> {
-    let told = |stacked: &StackedLora| {
-        let first = stacked.lora.unmatched.first()?;
-        let (count, name) = (stacked.lora.unmatched.len(), &stacked.name);
+fn unmatched(set: &LoraSet, specs: &[LoraSpec]) -> Vec<String> {
+    let told = |(stacked, spec): (&StackedLora, &LoraSpec)| {
+        let (keys, name) = (&stacked.lora.unmatched, &spec.lora);
+        let (count, first) = (keys.len(), keys.first()?);
         Some(format!(
             "{count} keys of the LoRA '{name}' fit nothing in the model and were left out, first '{first}'"
         ))
     };
-    set.stack().iter().filter_map(told).collect()
+    set.stack().iter().zip(specs).filter_map(told).collect()
 }

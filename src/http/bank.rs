@@ -77,32 +77,39 @@ impl<'a> PackIdentity<'a> {
         }
     }
 
-    /// The place of one expression's picture, with what steers this one alone: a control names its picture by a digest.
-    pub(super) fn place(&self, expression_tags: &str, controls: &[ControlSpec]) -> BankRef {
+    /// The place of one expression's picture, with what steers this one alone (a control names its picture by a digest)
+    /// and the revisions of the files that it is drawn with: one that was trained anew draws anew.
+    pub(super) fn place(
+        &self,
+        expression_tags: &str,
+        controls: &[ControlSpec],
+        revisions: &[u64],
+    ) -> BankRef {
         BankRef {
-            key: hex::encode(self.digest(Some(expression_tags), controls)),
+            key: hex::encode(self.digest(Some(expression_tags), controls, revisions)),
             character: self.character.to_owned(),
         }
     }
 
     /// A seed that stays the same for this character, so that pictures asked for later fit the ones in the bank.
     pub(super) fn seed(&self) -> u64 {
-        let digest = self.digest(None, &[]);
+        let digest = self.digest(None, &[], &[]);
         digest.iter().take(8).fold(0, |seed, byte| (seed << 8) | u64::from(*byte)) & SEED_MASK
     }
 
-    fn digest(&self, expression_tags: Option<&str>, controls: &[ControlSpec]) -> [u8; 32] {
+    fn digest(&self, expression_tags: Option<&str>, controls: &[ControlSpec], revisions: &[u64]) -> [u8; 32] {
         // Fields are written in the order of their declaration, so the text is the same each time.
         #[derive(Serialize)]
         struct Record<'a> {
             pack: &'a PackIdentity<'a>,
             expression_tags: Option<&'a str>,
             controls: &'a [ControlSpec],
+            revisions: &'a [u64],
         }
-        let record = serde_json::to_vec(&Record { pack: self, expression_tags, controls });
+        let record = serde_json::to_vec(&Record { pack: self, expression_tags, controls, revisions });
         // Numbers and texts always serialise; should one not, its debug text is as good a record.
-        let record =
-            record.unwrap_or_else(|_| format!("{self:?}{expression_tags:?}{controls:?}").into_bytes());
+        let record = record
+            .unwrap_or_else(|_| format!("{self:?}{expression_tags:?}{controls:?}{revisions:?}").into_bytes());
         Sha256::digest(&record).into()
     }
 }
@@ -126,7 +133,7 @@ mod tests {
         };
         let mut spec = spec();
         change(&mut character, &mut spec);
-        PackIdentity::new(character, &spec).place(tags, &spec.controls).key
+        PackIdentity::new(character, &spec).place(tags, &spec.controls, &[]).key
     }
 
     fn lora(strength: f64) -> LoraSpec {
@@ -178,6 +185,16 @@ mod tests {
         all.sort();
         all.dedup();
         assert_eq!(all.len(), others.len() + 1);
+    }
+
+    #[test]
+    fn a_file_that_was_replaced_has_another_place() {
+        let spec = spec();
+        let character =
+            Character { owner: &Owner::Anyone, name: "mia", prompt: "1girl", style: "", seed: None };
+        let identity = PackIdentity::new(character, &spec);
+        assert_ne!(identity.place("sad", &[], &[1]), identity.place("sad", &[], &[2]));
+        assert_eq!(identity.place("sad", &[], &[1]), identity.place("sad", &[], &[1]));
     }
 
     #[test]

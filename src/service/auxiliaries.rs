@@ -77,6 +77,8 @@ pub struct AuxiliaryInfo {
     pub trigger_words: Vec<String>,
     /// Bytes of the file.
     pub bytes: u64,
+    /// Changes with the file.
+    pub revision: u64,
     /// Whether it is compiled in.
     pub built_in: bool,
     /// Why it cannot be used, if its header says so.
@@ -154,6 +156,7 @@ impl Service {
             control_type,
             trigger_words: about.trigger_words,
             bytes: entry.bytes,
+            revision: entry.revision(),
             built_in: entry.is_built_in(),
             problem: about.problem,
             id: entry.id,
@@ -174,6 +177,7 @@ mod tests {
             control_type: None,
             trigger_words: Vec::new(),
             bytes: 1,
+            revision: 0,
             built_in: false,
             problem: None,
         }

@@ -63,13 +63,19 @@ pub(super) fn lora(catalog: &Arc<Catalog>, pipeline: &Arc<Pipeline>, id: &str) -
     })
 }
 
-/// A stack of bound LoRAs.
-pub(super) fn lora_set(pipeline: &Arc<Pipeline>, specs: &[LoraSpec], loras: Vec<Arc<Lora>>) -> Load {
+/// A stack of bound LoRAs, whose files have these revisions.
+pub(super) fn lora_set(
+    pipeline: &Arc<Pipeline>,
+    specs: &[LoraSpec],
+    revisions: &[u64],
+    loras: Vec<Arc<Lora>>,
+) -> Load {
     let stack: Vec<StackedLora> = specs
         .iter()
+        .zip(revisions)
         .zip(loras)
-        .map(|(spec, lora)| StackedLora {
-            name: spec.lora.as_str().into(),
+        .map(|((spec, revision), lora)| StackedLora {
+            name: format!("{}#{revision:x}", spec.lora).into(),
             lora,
             strength: spec.strength,
             text_strength: spec.text_strength,

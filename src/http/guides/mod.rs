@@ -9,6 +9,7 @@ use super::error::{ApiError, did_you_mean, shown};
 use crate::catalog::AuxiliaryKind;
 use crate::config::Config;
 use crate::service::{AuxiliaryInfo, ControlType, ModelFit, Service};
+use crate::task::LoraSpec;
 
 /// Strengths of LoRAs; negative ones turn their effect round.
 const LORA_STRENGTHS: std::ops::RangeInclusive<f64> = -10.0..=10.0;
@@ -95,6 +96,15 @@ impl<'a> Guides<'a> {
     /// Whether there is a network that estimates depth.
     pub(super) fn has_depth(&self) -> bool {
         self.shelf.list(AuxiliaryKind::Depth).iter().any(|one| one.problem.is_none())
+    }
+
+    /// Which files LoRAs are now: another one of the same name draws another picture.
+    pub(super) fn lora_revisions(&self, loras: &[LoraSpec]) -> Vec<u64> {
+        // Most pictures have none, and the list looks at the disk.
+        let all = if loras.is_empty() { Vec::new() } else { self.shelf.list(AuxiliaryKind::Lora) };
+        let revision =
+            |spec: &LoraSpec| all.iter().find(|one| one.id == spec.lora).map_or(0, |one| one.revision);
+        loras.iter().map(revision).collect()
     }
 
     fn find(&self, kind: AuxiliaryKind, field: &str, id: &str) -> Result<AuxiliaryInfo, ApiError> {
@@ -195,6 +205,7 @@ pub(super) mod testing {
             control_type: None,
             trigger_words: Vec::new(),
             bytes: 10,
+            revision: 0,
             built_in: false,
             problem: None,
         }

@@ -35,6 +35,8 @@ pub(super) struct Cast {
     pub(super) prompt: String,
     /// The character's LoRA, then the others.
     pub(super) loras: Vec<LoraSpec>,
+    /// The revisions of their files.
+    pub(super) revisions: Vec<u64>,
 }
 
 impl Cast {
@@ -72,7 +74,8 @@ impl Cast {
                 |lora| lora.lora.clone(),
             ),
         };
-        Ok(Self { name, prompt, loras })
+        let revisions = guides.lora_revisions(&loras);
+        Ok(Self { name, prompt, loras, revisions })
     }
 
     /// The same, where there must be something to tell who it is.

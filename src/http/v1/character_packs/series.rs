@@ -61,10 +61,12 @@ impl Series<'_> {
                 label: Some(expression.name.clone()),
                 ..spec
             };
+            let mut revisions = self.cast.revisions.clone();
             if let Some(templating) = &self.templating
                 && let Some((control, file)) = templating.control(&expression.name)?
             {
                 spec.controls.push(control);
+                revisions.push(templating.revision);
                 if !uploads.contains(&file) {
                     uploads.push(file);
                 }
@@ -80,7 +82,8 @@ impl Series<'_> {
                 },
                 &spec,
             );
-            let (place, kept_seed) = (identity.place(&expression.tags, &spec.controls), identity.seed());
+            let place = identity.place(&expression.tags, &spec.controls, &revisions);
+            let kept_seed = identity.seed();
             spec.seed = self.seed.unwrap_or(kept_seed);
             spec.bank = Some(place);
             specs.push(spec);

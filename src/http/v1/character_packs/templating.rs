@@ -32,6 +32,8 @@ pub(super) struct Templating<'a> {
     templates: &'a Templates,
     set: TemplateSet,
     control: String,
+    /// Of the ControlNet's file.
+    pub(super) revision: u64,
     strength: f64,
     /// Whether the client asked for templates, so that a missing one is refused.
     asked: bool,
@@ -71,7 +73,15 @@ impl<'a> Templating<'a> {
             Err(error) if asked => return Err(refused(&error)),
             Err(_) => return Ok(None),
         };
-        Ok(Some(Self { templates, set, control: control.id, strength, asked, most_bytes }))
+        Ok(Some(Self {
+            templates,
+            set,
+            revision: control.revision,
+            control: control.id,
+            strength,
+            asked,
+            most_bytes,
+        }))
     }
 
     /// The control that an expression's template makes, and the template's file. `None` where the set has none for it
