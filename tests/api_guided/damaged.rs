@@ -188,8 +188,16 @@ async fn a_file_that_is_replaced_is_read_again() {
     write(models.path(), "loras/mia.safetensors", b"half of a download");
     let server = start(folder.path(), models.path());
     refused(server.post(IMAGES, &with_lora("mia")).await, 422, "invalid_value").await;
-    Weights::shipped("lora-tinychan.safetensors").write(models.path(), "loras/mia.safetensors");
-    server.completed(&server.submit(IMAGES, &with_lora("mia")).await).await;
+    let mut drawn = Vec::new();
+    let pack = json!({"character_lora_id": "mia", "expression_tags": ["sad"], "resolution": "64x64"});
+    for file in ["lora-tinychan.safetensors", "lora-tinyvio.safetensors"] {
+        Weights::shipped(file).write(models.path(), "loras/mia.safetensors");
+        let expression = server.completed(&server.submit(EXPRESSIONS, &pack).await).await;
+        assert_eq!(expression["images"][0]["cached"], false, "the bank has it of the old file");
+        let task = server.completed(&server.submit(IMAGES, &with_lora("mia")).await).await;
+        drawn.push(picture(&server, &task, 0).await);
+    }
+    assert!(!alike(&drawn[0], &drawn[1]), "the old file was drawn with");
     std::fs::remove_file(models.path().join("loras/mia.safetensors")).unwrap();
     refused(server.post(IMAGES, &with_lora("mia")).await, 404, "not_found").await;
 }
