@@ -1,18 +1,40 @@
-//! The expressions that packs know, and what the embedded model understands: read from
-//! `assets/tiny-sdxl.tags.json`, which is compiled in. The tags are common ones, so other models trained on tags
-//! draw them too.
+//! The expressions that packs know, and what the embedded model understands: read from `assets/tiny-sdxl.tags.json`
+//! and `assets/expressions.toml`, which are compiled in. The tags are common ones, so other models trained on tags draw
+//! them too.
 
 use serde::Deserialize;
 
 const TAGS: &str = include_str!("../assets/tiny-sdxl.tags.json");
+const MORE: &str = include_str!("../assets/expressions.toml");
+
+/// Why there is no vocabulary.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum VocabularyError {
+    /// The file of the embedded model.
+    #[error("tiny-sdxl.tags.json: {0}")]
+    Tags(#[from] serde_json::Error),
+    /// The file of further expressions.
+    #[error("expressions.toml: {0}")]
+    More(#[from] Box<toml::de::Error>),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MoreExpressions {
+    expression: Vec<Expression>,
+}
 
 /// What the embedded model understands and how it draws best.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct Vocabulary {
     /// The model's name.
     pub model: String,
-    /// Expressions, in the order a pack shows them.
+    /// Expressions that it draws, in the order a pack shows them.
     pub expressions: Vec<Expression>,
+    /// Further ones, for models that know more.
+    #[serde(skip)]
+    pub more: Vec<Expression>,
     /// Sampling that suits the model.
     pub sampler: Sampling,
     /// A negative prompt that suits the model.
@@ -84,11 +106,17 @@ fn meant(closest: &[String]) -> String {
 
 impl Vocabulary {
     /// The vocabulary that is compiled in.
-    pub fn embedded() -> Result<Self, serde_json::Error> {
-        serde_json::from_str(TAGS)
+    pub fn embedded() -> Result<Self, VocabularyError> {
+        let more: MoreExpressions = toml::from_str(MORE).map_err(Box::new)?;
+        Ok(Self { more: more.expression, ..serde_json::from_str(TAGS)? })
     }
 
-    /// The expressions called `names`, in that order and each once; `all` stands for every one. A synonym is as
+    /// Every expression that packs know, those of the embedded model first.
+    pub fn every(&self) -> impl Iterator<Item = &Expression> {
+        self.expressions.iter().chain(&self.more)
+    }
+
+    /// The expressions called `names`, in that order and each once; `all` stands for those of the embedded model. A synonym is as
     /// good as a name; case, spaces, dashes and underscores do not matter.
     pub fn choose(&self, names: &[String]) -> Result<Vec<&Expression>, ExpressionError> {
         let mut chosen: Vec<&Expression> = Vec::new();
@@ -110,16 +138,15 @@ impl Vocabulary {
     }
 
     fn find(&self, wanted: &str) -> Option<&Expression> {
-        let by_name = self.expressions.iter().find(|expression| plain(&expression.name) == wanted);
+        let by_name = self.every().find(|expression| plain(&expression.name) == wanted);
         by_name.or_else(|| {
-            self.expressions.iter().find(|expression| expression.synonyms.iter().any(|s| plain(s) == wanted))
+            self.every().find(|expression| expression.synonyms.iter().any(|s| plain(s) == wanted))
         })
     }
 
     fn unknown(&self, name: &str, wanted: &str) -> ExpressionError {
         let mut scored: Vec<(f64, &str)> = self
-            .expressions
-            .iter()
+            .every()
             .map(|expression| {
                 let words = std::iter::once(&expression.name).chain(&expression.synonyms);
                 let score = words.map(|word| strsim::jaro_winkler(wanted, &plain(word))).fold(0.0, f64::max);
@@ -128,7 +155,7 @@ impl Vocabulary {
             .filter(|(score, _)| *score > 0.8)
             .collect();
         scored.sort_by(|a, b| b.0.total_cmp(&a.0));
-        let names: Vec<&str> = self.expressions.iter().map(|expression| expression.name.as_str()).collect();
+        let names: Vec<&str> = self.every().map(|expression| expression.name.as_str()).collect();
         ExpressionError::Unknown {
             name: name.chars().take(80).collect(),
             closest: scored.into_iter().take(2).map(|(_, name)| name.to_owned()).collect(),
@@ -180,8 +207,36 @@ mod tests {
     }
 
     #[test]
+    fn no_word_means_two_expressions_and_a_full_pack_of_24_can_be_named() {
+        let vocabulary = Vocabulary::embedded().unwrap();
+        let mut words: Vec<String> = vocabulary
+            .every()
+            .flat_map(|expression| std::iter::once(&expression.name).chain(&expression.synonyms))
+            .map(|word| plain(word))
+            .collect();
+        words.sort();
+        words.dedup();
+        // A name may be among its own synonyms.
+        let own: usize = vocabulary
+            .every()
+            .map(|e| {
+                let mut words: Vec<String> =
+                    std::iter::once(&e.name).chain(&e.synonyms).map(|w| plain(w)).collect();
+                words.sort();
+                words.dedup();
+                words.len()
+            })
+            .sum();
+        assert_eq!(words.len(), own);
+        let names: Vec<String> = vocabulary.every().map(|expression| expression.name.clone()).collect();
+        assert!(names.len() >= 24, "{}", names.len());
+        assert_eq!(vocabulary.choose(&names).unwrap().len(), names.len());
+    }
+
+    #[test]
     fn every_expression_has_a_name_fit_for_a_file_and_tags() {
-        for expression in Vocabulary::embedded().unwrap().expressions {
+        let vocabulary = Vocabulary::embedded().unwrap();
+        for expression in vocabulary.every() {
             let fit = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
             assert!(!expression.name.is_empty() && expression.name.chars().all(fit), "{}", expression.name);
             assert!(!expression.tags.is_empty() && !expression.label.is_empty());

@@ -17,7 +17,7 @@ pub use about::{About, Width};
 pub use auxiliary::{AuxiliaryEntry, AuxiliaryKind};
 
 use crate::embedded;
-use crate::expressions::Vocabulary;
+use crate::expressions::{Vocabulary, VocabularyError};
 
 /// Folders below the models folder that hold whole models.
 const FOLDERS: [&str; 3] = ["checkpoints", "diffusers", ""];
@@ -132,7 +132,7 @@ struct Stamp {
 pub enum CatalogError {
     /// The built-in model's description does not read.
     #[error("the built-in model: {0}")]
-    Vocabulary(#[from] serde_json::Error),
+    Vocabulary(#[from] VocabularyError),
     /// The models folder is not one.
     #[error("models folder {}: {source}", .folder.display())]
     Folder {

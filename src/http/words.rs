@@ -1,6 +1,7 @@
 //! The words of packs and scenes: from a character's design, an art style, a camera angle, a mood or an expression to
 //! prompts. What each word adds stands in files that people can read and change: `assets/character_design.toml`,
-//! `assets/art_styles.toml`, `assets/scenes.toml` and `assets/tiny-sdxl.tags.json`, all compiled in.
+//! `assets/art_styles.toml`, `assets/scenes.toml`, `assets/expressions.toml` and `assets/tiny-sdxl.tags.json`, all
+//! compiled in.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +9,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::error::{ApiError, did_you_mean, shown};
-use crate::expressions::{Expression, ExpressionError, Vocabulary};
+use crate::expressions::{Expression, ExpressionError, Vocabulary, VocabularyError};
 
 const DESIGN: &str = include_str!("../../assets/character_design.toml");
 const STYLES: &str = include_str!("../../assets/art_styles.toml");
@@ -35,7 +36,7 @@ pub enum WordsError {
     },
     /// The expressions.
     #[error("the expressions: {0}")]
-    Expressions(#[from] serde_json::Error),
+    Expressions(#[from] VocabularyError),
 }
 
 /// What packs and scenes can be described with.

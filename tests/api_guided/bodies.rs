@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::server::{Server, answer, refused, shared};
 use crate::{BODIES, data_url, disc, distance, picture, png};
 
-fn body(pose: Value) -> Value {
+fn body(pose: &Value) -> Value {
     json!({
         "character_lora_id": "tinychan", "character_design": {"gender": "female", "hair_color": "blue"},
         "outfit_prompt": "red shirt", "art_style": "anime", "resolution": "64x96", "apply_detailing": false,
@@ -30,7 +30,7 @@ async fn each_source_of_a_pose_steers_the_picture_and_the_record_shows_by_what()
     let server = shared(&[]);
     let poses = server.json("/v1/poses").await;
     let ids: Vec<&Value> = poses["poses"].as_array().unwrap().iter().map(|pose| &pose["id"]).collect();
-    let preset = body(json!({"source": "preset", "pose_id": ids[0]}));
+    let preset = body(&json!({"source": "preset", "pose_id": ids[0]}));
     let (status, accepted) = answer(server.post(BODIES, &preset).await).await;
     assert_eq!((status, accepted["status"].as_str()), (200, Some("queued")), "{accepted}");
     let names: BTreeSet<&str> = accepted.as_object().unwrap().keys().map(String::as_str).collect();
@@ -58,14 +58,14 @@ async fn each_source_of_a_pose_steers_the_picture_and_the_record_shows_by_what()
         json!({"source": "custom_json", "pose_json": openpose(|number| (number as f64 * 37.0) % 64.0)}),
         json!({"source": "custom_3d", "pose_image": figure}),
     ] {
-        let task = drawn(&server, &body(pose.clone())).await;
+        let task = drawn(&server, &body(&pose)).await;
         let image = &task["images"][0];
         assert_eq!(image["controls"].as_array().unwrap().len(), 1, "{pose}: {image}");
         let other = picture(&server, &task, 0).await;
         assert!(distance(&first, &other) > 0.5, "{pose}: {}", distance(&first, &other));
     }
     let free = {
-        let mut body = body(Value::Null);
+        let mut body = body(&Value::Null);
         body.as_object_mut().unwrap().remove("pose_data");
         drawn(&server, &body).await
     };
@@ -101,13 +101,13 @@ async fn a_pose_that_is_none_is_refused_at_its_place_and_an_odd_one_is_drawn() {
         json!(7),
         deep,
     ] {
-        let request = body(json!({"source": "custom_json", "pose_json": pose}));
+        let request = body(&json!({"source": "custom_json", "pose_json": pose}));
         let error = refused(server.post(BODIES, &request).await, 422, "invalid_value").await;
         assert_eq!(error["field"], "pose_data.pose_json", "{pose}: {error}");
         assert!(error["hint"].is_string() && error.to_string().len() < 2_000, "{error}");
     }
     for number in ["NaN", "-Infinity", "1e999"] {
-        let text = body(json!({"source": "custom_json", "pose_json": joints(json!(["#", 0.5]))}));
+        let text = body(&json!({"source": "custom_json", "pose_json": joints(json!(["#", 0.5]))}));
         let text = text.to_string().replace("\"#\"", number);
         let request =
             server.request(reqwest::Method::POST, BODIES).header("content-type", "application/json");
@@ -122,7 +122,7 @@ async fn a_pose_that_is_none_is_refused_at_its_place_and_an_odd_one_is_drawn() {
         openpose(|number| if number.is_multiple_of(2) { 1e15 } else { -1e15 }),
         openpose(|_| 0.0),
     ] {
-        let request = body(json!({"source": "custom_json", "pose_json": pose}));
+        let request = body(&json!({"source": "custom_json", "pose_json": pose}));
         let (status, answer) = answer(server.post(BODIES, &request).await).await;
         match status {
             200 => drop(server.completed(answer["task_id"].as_str().unwrap()).await),
@@ -148,7 +148,7 @@ async fn a_pose_that_is_none_is_refused_at_its_place_and_an_odd_one_is_drawn() {
         (json!({"source": "dance"}), 422, "pose_data.source"),
         (json!({}), 422, "pose_data.source"),
     ] {
-        let (got, answer) = answer(server.post(BODIES, &body(pose)).await).await;
+        let (got, answer) = answer(server.post(BODIES, &body(&pose)).await).await;
         let error = &answer["error"];
         assert_eq!((got, error["field"].as_str()), (status, Some(field)), "{answer}");
         assert!(answer.to_string().len() < 2_000, "the answer repeats too much");

@@ -179,3 +179,22 @@ async fn twenty_expressions_of_two_characters_are_one_step_batch_that_can_be_wat
     }
     assert!(batches_over(&server, "16.0").await > 0.0, "they were never one batch");
 }
+
+#[tokio::test]
+async fn a_pack_of_twenty_expressions_of_one_character_is_one_step_batch() {
+    let folder = data();
+    let server = Server::start(folder.path(), ["--max-batch", "20"]);
+    let all = server.json("/v1/expressions").await;
+    let tags: Vec<&str> = all["expressions"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| one["name"].as_str().unwrap())
+        .take(20)
+        .collect();
+    let task = server.completed(&server.submit(EXPRESSIONS, &pack(&tags)).await).await;
+    let labels: Vec<&str> =
+        task["images"].as_array().unwrap().iter().map(|image| image["label"].as_str().unwrap()).collect();
+    assert_eq!(labels, tags);
+    assert!(batches_over(&server, "16.0").await > 0.0, "they were never one batch");
+}

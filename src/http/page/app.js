@@ -1167,8 +1167,9 @@ async function start() {
   await guides.load(json);
   if (asked !== session) return;
   models = answer.data ?? [];
-  expressions = known;
-  chosen = new Set(known.map(({ name }) => name));
+  // A server with nothing but the built-in model shows what that one draws.
+  expressions = models.length > 1 ? known : known.filter((expression) => expression.built_in_model);
+  chosen = new Set(known.filter((expression) => expression.built_in_model).map(({ name }) => name));
   started = true;
   drawModels();
   drawExpressions();

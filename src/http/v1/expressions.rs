@@ -27,6 +27,8 @@ pub(super) struct ExpressionBody {
     tags: String,
     /// Other words for it that requests may use.
     synonyms: Vec<String>,
+    /// Whether the built-in model was trained on it.
+    built_in_model: bool,
 }
 
 /// Lists the expressions that packs know.
@@ -37,7 +39,9 @@ pub(super) struct ExpressionBody {
     responses((status = 200, body = ExpressionListBody, description = "All expressions"))
 )]
 pub(super) async fn list(State(app): State<App>, _client: Client) -> Json<ExpressionListBody> {
-    let expressions = app.words.vocabulary.expressions.iter().map(|expression| ExpressionBody {
+    let vocabulary = &app.words.vocabulary;
+    let expressions = vocabulary.every().enumerate().map(|(index, expression)| ExpressionBody {
+        built_in_model: index < vocabulary.expressions.len(),
         name: expression.name.clone(),
         label: expression.label.clone(),
         tags: expression.tags.clone(),
