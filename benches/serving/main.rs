@@ -23,6 +23,7 @@
 mod batching;
 mod overhead;
 mod priorities;
+#[allow(dead_code, reason = "each bench uses its own part of this")]
 mod probe;
 mod spread;
 mod steps;

@@ -45,6 +45,12 @@ impl Counters {
             .collect()
     }
 
+    /// Steps of pictures with LoRAs since `before`, by way: `adapters`, `merged`.
+    pub(crate) fn lora_steps_since(&self, before: &Self, way: &str) -> f64 {
+        let name = format!("darkroom_lora_steps_total{{way=\"{way}\"}}");
+        self.get(&name) - before.get(&name)
+    }
+
     /// Step batches since `before`, and the samples in them.
     pub(crate) fn steps_since(&self, before: &Self) -> (f64, f64) {
         let since = |name: &str| self.get(name) - before.get(name);

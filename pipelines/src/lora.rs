@@ -82,6 +82,11 @@ impl LoraSet {
         self.stack.iter().filter_map(unmatched).collect()
     }
 
+    /// What changes in the denoising network, layer by layer.
+    pub fn unet(&self) -> &NetworkAdapter {
+        &self.unet
+    }
+
     pub(crate) fn unet_stack(&self) -> Vec<(&LoraPart, f64)> {
         self.stack.iter().map(|stacked| (&stacked.lora.unet, stacked.strength)).collect()
     }

@@ -82,7 +82,10 @@ CHUNK = 1 << 24
 """Elements drawn at a time: bounds the memory that the largest tensor needs."""
 
 
-def shapes() -> dict[Part, dict[str, tuple[int, ...]]]:
+Configs = dict[str, dict[str, Any]]
+
+
+def shapes(configs: Configs = CONFIGS) -> dict[Part, dict[str, tuple[int, ...]]]:
     """Names and shapes of every weight, from diffusers' and transformers' own classes on the meta device."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
@@ -90,7 +93,7 @@ def shapes() -> dict[Part, dict[str, tuple[int, ...]]]:
     def settings(part: str) -> dict[str, Any]:
         return {
             key: value
-            for key, value in CONFIGS[part].items()
+            for key, value in configs[part].items()
             if key not in ("_class_name", "architectures", "model_type")
         }
 
@@ -178,9 +181,9 @@ def write_configs(folder: Path) -> None:
     write_tokenizer(folder / "tokenizer_2", "!")
 
 
-def write_single_file(path: Path, seed: int) -> None:
+def write_single_file(path: Path, seed: int, configs: Configs = CONFIGS) -> None:
     """The layout that people download: one file, ldm/sgm keys."""
-    known = shapes()
+    known = shapes(configs)
 
     def entry(tensor):
         part = known[tensor.part]
