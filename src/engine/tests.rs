@@ -1,6 +1,7 @@
 //! The engine with the built-in model: real threads, real pictures, no storage and no HTTP.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -97,7 +98,14 @@ fn job(spec: ImageSpec, priority: Priority) -> Job {
 }
 
 fn start(options: EngineOptions) -> (Engine, UnboundedReceiver<EngineEvent>, Arc<Metrics>) {
-    let catalog = Arc::new(Catalog::open(None, None).unwrap());
+    start_with(options, None)
+}
+
+fn start_with(
+    options: EngineOptions,
+    models: Option<&Path>,
+) -> (Engine, UnboundedReceiver<EngineEvent>, Arc<Metrics>) {
+    let catalog = Arc::new(Catalog::open(models, None).unwrap());
     let metrics = Arc::new(Metrics::default());
     let (engine, events) =
         Engine::start(options, catalog, Arc::clone(&metrics), Arc::new(NoSources)).unwrap();
@@ -505,5 +513,47 @@ async fn pictures_are_drawn_while_another_waits_for_its_loras_and_controls() {
     SLOW.1.notify_all();
     let drawn = drawn(&mut events, waiting.len()).await;
     assert!(waiting.iter().all(|job| drawn.contains_key(&job.id.task)));
+    engine.stop();
+}
+
+/// Small networks with random weights: they find and cut out something, by the rules.
+#[tokio::test]
+async fn detectors_and_removers_of_the_models_folder_are_loaded_once_and_do_their_part() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tests/golden");
+    let models = tempfile::tempdir().unwrap();
+    for (folder, file) in [("ultralytics/bbox", "yolo"), ("RMBG", "matting")] {
+        let folder = models.path().join(folder);
+        std::fs::create_dir_all(&folder).unwrap();
+        let file = format!("{file}.safetensors");
+        std::fs::copy(golden.join(&file), folder.join(&file)).unwrap();
+    }
+    let (engine, mut events, _) = start_with(options(), Some(models.path()));
+    let places = DetailPlaces::Detected { detector: "yolo".into(), confidence: 0.001 };
+    let detail = DetailSpec { places, denoise: 0.5, size: Some(96), crop_factor: 1.5, feather: 2 };
+    let plain = spec("1girl", 96, 3, 3);
+    let wanted = ImageSpec {
+        detail: Some(detail.clone()),
+        background: Background::Remove { remover: "matting".into() },
+        ..plain.clone()
+    };
+    engine.submit([job(plain, Priority::Standard)]);
+    let plain = drawn_one(&mut events).await;
+    for _ in 0..2 {
+        engine.submit([job(wanted.clone(), Priority::Standard)]);
+        let drawn = drawn_one(&mut events).await;
+        let alpha = drawn.alpha.expect("the remover's");
+        assert!(alpha.contains(&0) && alpha.contains(&255));
+        assert!(drawn.usage.steps > plain.usage.steps, "{:?}: {:?}", drawn.usage, drawn.warnings);
+        assert_ne!(drawn.rgb, plain.rgb);
+    }
+    let missing = DetailPlaces::Detected { detector: "gone".into(), confidence: 0.5 };
+    let missing = ImageSpec { detail: Some(DetailSpec { places: missing, ..detail }), ..wanted };
+    engine.submit([job(missing, Priority::Standard)]);
+    let error = loop {
+        if let EngineEvent::Failed { error, .. } = next(&mut events).await {
+            break error;
+        }
+    };
+    assert!(error.message.contains("'gone'"), "{error:?}");
     engine.stop();
 }
