@@ -149,14 +149,14 @@ fn on_cpu(
                 let w = Dense { elements: w, width: depth };
                 if pointwise {
                     let a = Dense { elements: picture, width: depth };
-                    let problem = Problem { m, n, depth, a, w, bias: bias.as_deref() };
+                    let problem = Problem { m, n, depth, a, w, bias: bias.as_deref(), accumulate: false };
                     gemm::solve(isa, precision, &problem, c);
                 } else {
                     let a = Im2col {
                         picture, height, width, channels, out_height, out_width, kernel_width, geometry,
                         zeros: &zeros,
                     };
-                    let problem = Problem { m, n, depth, a, w, bias: bias.as_deref() };
+                    let problem = Problem { m, n, depth, a, w, bias: bias.as_deref(), accumulate: false };
                     gemm::solve(isa, precision, &problem, c);
                 }
             });

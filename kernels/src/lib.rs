@@ -12,6 +12,7 @@
 //! - Convolution weights are `[out, kernel_h, kernel_w, in]`, linear weights `[out, in]`.
 
 mod activation;
+mod add_linear;
 mod add_rows;
 mod attention;
 mod conv2d;
@@ -25,6 +26,7 @@ pub mod reference;
 mod upsample;
 
 pub use activation::{Activation, activate};
+pub use add_linear::add_linear_to_rows;
 pub use add_rows::add_to_rows;
 pub use attention::{AttentionMask, attention};
 pub use candle_core::{Error, Result};

@@ -60,7 +60,7 @@ fn on_cpu(
         tensors::build(dims, |c| {
             with_elements!(w, w => {
                 let w = Dense { elements: w, width: depth };
-                let problem = Problem { m, n, depth, a, w, bias: bias.as_deref() };
+                let problem = Problem { m, n, depth, a, w, bias: bias.as_deref(), accumulate: false };
                 gemm::solve(isa, precision, &problem, c);
             });
             Ok(())

@@ -36,17 +36,25 @@ pub(crate) fn takes_weight(weight: &Tensor) -> bool {
     matches!(weight.device(), Device::Cpu) && matches!(weight.dtype(), DType::F32 | DType::F16 | DType::BF16)
 }
 
-/// The elements from the layout's start on; to the end of the storage when strided.
+/// The elements that a contiguous layout covers.
 pub(crate) fn elements<'a>(storage: &'a Storage, layout: &Layout) -> Result<Elements<'a>> {
+    match storage {
+        Storage::Cpu(storage) => cpu_elements(storage, layout),
+        _ => bail!("weights are f32, f16 or bf16 on the CPU"),
+    }
+}
+
+/// [`elements`] of what is known to be on the CPU.
+pub(crate) fn cpu_elements<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<Elements<'a>> {
     let range = match layout.contiguous_offsets() {
         Some((start, end)) => start..end,
         None => bail!("a weight must be contiguous here"),
     };
     let outside = || candle_core::Error::msg("a tensor's layout reaches outside its storage");
     match storage {
-        Storage::Cpu(CpuStorage::F32(all)) => Ok(Elements::F32(all.get(range).ok_or_else(outside)?)),
-        Storage::Cpu(CpuStorage::F16(all)) => Ok(Elements::F16(all.get(range).ok_or_else(outside)?)),
-        Storage::Cpu(CpuStorage::BF16(all)) => Ok(Elements::Bf16(all.get(range).ok_or_else(outside)?)),
+        CpuStorage::F32(all) => Ok(Elements::F32(all.get(range).ok_or_else(outside)?)),
+        CpuStorage::F16(all) => Ok(Elements::F16(all.get(range).ok_or_else(outside)?)),
+        CpuStorage::BF16(all) => Ok(Elements::Bf16(all.get(range).ok_or_else(outside)?)),
         _ => bail!("weights are f32, f16 or bf16 on the CPU"),
     }
 }

@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{Tensor, bail};
-use darkroom_kernels::{Precision, add_to_rows, linear_at};
+use darkroom_kernels::{Precision, add_linear_to_rows};
 
 /// What changes in one layer.
 #[derive(Debug, Clone)]
@@ -122,8 +122,7 @@ impl Adapters {
             let part = x.narrow(0, rows.start, rows.len())?;
             match change {
                 LayerAdapter::LowRank { down, up } => {
-                    let change = linear_at(&low(&part, down)?, up, None, precision)?;
-                    add_to_rows(&y, rows.start, &change)?;
+                    add_linear_to_rows(&y, rows.start, &low(&part, down)?, up, precision)?;
                 }
                 LayerAdapter::Replaced { weight, bias } => {
                     y.slice_set(&apply(&part, weight.as_ref(), bias.as_ref())?.contiguous()?, 0, rows.start)?;

@@ -23,7 +23,13 @@ impl Kernel for Avx512 {
 
     unsafe fn tile(rows: usize, cols: usize, depth: usize, a: *const f32, b: *const f32, tile: Tile) {
         // SAFETY: the caller's promises are the ones asked for.
-        unsafe { with_rows!(rows, [1 2 3 4 5 6 7 8 9 10 11 12 13 14], multiply(cols, depth, a, b, tile)) }
+        unsafe {
+            if cols <= NR / 2 {
+                with_rows!(rows, [1 2 3 4 5 6 7 8 9 10 11 12 13 14], multiply_half(cols, depth, a, b, tile));
+            } else {
+                with_rows!(rows, [1 2 3 4 5 6 7 8 9 10 11 12 13 14], multiply(cols, depth, a, b, tile));
+            }
+        }
     }
 }
 
@@ -66,6 +72,42 @@ unsafe fn multiply<const ROWS: usize>(cols: usize, depth: usize, a: *const f32, 
             }
             _mm512_mask_storeu_ps(c, low, c0);
             _mm512_mask_storeu_ps(c.wrapping_add(16), high, c1);
+        }
+    }
+}
+
+/// [`multiply`] for tiles of at most sixteen columns, such as the ranks of low-rank changes: the second weight vector
+/// would be multiplied for nothing.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn multiply_half<const ROWS: usize>(
+    cols: usize,
+    depth: usize,
+    a: *const f32,
+    b: *const f32,
+    tile: Tile,
+) {
+    let mask: u16 = if cols >= 16 { !0 } else { (1 << cols) - 1 };
+    // SAFETY: panels and tile are as large as the caller promises; the mask keeps to the tile's columns.
+    unsafe {
+        let mut sums = [_mm512_setzero_ps(); ROWS];
+        let (mut a, mut b) = (a, b);
+        for _ in 0..depth {
+            let b0 = _mm512_load_ps(b);
+            for row in 0..ROWS {
+                sums[row] = _mm512_fmadd_ps(_mm512_set1_ps(*a.add(row)), b0, sums[row]);
+            }
+            a = a.add(MR);
+            b = b.add(NR);
+        }
+        let bias =
+            if tile.bias.is_null() { _mm512_setzero_ps() } else { _mm512_maskz_loadu_ps(mask, tile.bias) };
+        for row in 0..ROWS {
+            let c = tile.c.wrapping_add(row * tile.ldc);
+            let mut sum = _mm512_add_ps(sums[row], bias);
+            if tile.accumulate {
+                sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, c));
+            }
+            _mm512_mask_storeu_ps(c, mask, sum);
         }
     }
 }

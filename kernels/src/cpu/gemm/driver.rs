@@ -13,7 +13,7 @@ const COLUMNS: usize = 2560;
 /// Panels of either matrix that one packing task copies.
 const PACK_PANELS: usize = 4;
 
-/// `C[m, n] = A[m, depth] · W[n, depth]ᵀ + bias`.
+/// `C[m, n] (+)= A[m, depth] · W[n, depth]ᵀ + bias`.
 pub(crate) struct Problem<'a, A, W> {
     /// Rows of `A` and `C`.
     pub(crate) m: usize,
@@ -27,6 +27,8 @@ pub(crate) struct Problem<'a, A, W> {
     pub(crate) w: W,
     /// One number a column of `C`.
     pub(crate) bias: Option<&'a [f32]>,
+    /// Add to what `C` holds instead of overwriting it.
+    pub(crate) accumulate: bool,
 }
 
 /// Splits `len` into the fewest parts of at most `most`, of nearly equal size, rounded up to `unit`.
@@ -37,7 +39,8 @@ pub(super) fn part(len: usize, most: usize, unit: usize) -> usize {
 /// Solves `problem` into `c`.
 ///
 /// # Safety
-/// The CPU has the kernel's instructions; `c` has room for `m · n` floats, which nobody else touches.
+/// The CPU has the kernel's instructions; `c` has room for `m · n` floats, which nobody else touches, and which are
+/// initialised where the problem adds to them.
 /// None of `m`, `n`, `depth` is zero; the matrices and the bias are as large as the problem says.
 pub(crate) unsafe fn multiply<K: Kernel, A: PanelSource, W: PanelSource>(
     problem: &Problem<'_, A, W>,
@@ -155,7 +158,7 @@ unsafe fn compute<K: Kernel, A: PanelSource, W: PanelSource>(
                     let tile = Tile {
                         c: c.get().add(row * problem.n + col),
                         ldc: problem.n,
-                        accumulate: slice.k > 0,
+                        accumulate: problem.accumulate || slice.k > 0,
                         bias,
                     };
                     K::tile(

@@ -165,7 +165,7 @@ unsafe fn store<A, W>(problem: &Problem<'_, A, W>, slice: &Slice, block: &Block,
                 if let Some(bias) = bias {
                     sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, bias.as_ptr().add(at)));
                 }
-                if slice.k > 0 {
+                if problem.accumulate || slice.k > 0 {
                     sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, to));
                 }
                 _mm512_mask_storeu_ps(to, mask, sum);

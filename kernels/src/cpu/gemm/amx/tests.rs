@@ -43,6 +43,7 @@ fn products_are_those_of_rounded_numbers() {
             a: Dense { elements: &a, width: depth },
             w: Dense { elements: &w, width: depth },
             bias: Some(&bias),
+            accumulate: false,
         };
         // SAFETY: AMX is available and the slices are as large as the problem says.
         unsafe { multiply(&problem, c.as_mut_ptr()) };
