@@ -7,9 +7,9 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use serde_json::{Value, json};
 
 use crate::Plan;
-use crate::memory::{forget_peak, peak_mib};
 use crate::packs::{Rgb, rgb};
 use crate::subject::{self, Subject};
+use crate::watch::{Seen, Watch};
 
 /// The running process.
 pub(crate) struct Diffusers {
@@ -23,9 +23,8 @@ pub(crate) struct Diffusers {
 
 /// One way through some pictures.
 pub(crate) struct Drawn {
-    pub(crate) seconds: f64,
+    pub(crate) seen: Seen,
     pub(crate) step_seconds: Vec<f64>,
-    pub(crate) peak_mib: u64,
     pub(crate) pictures: Vec<Rgb>,
 }
 
@@ -59,17 +58,16 @@ impl Diffusers {
 
     /// Draws pictures, `batch` at a time, with the LoRA in this way: `none`, `adapters` or `fused`.
     pub(crate) fn draw(&mut self, way: &str, batch: usize, pictures: &[Value]) -> Drawn {
-        forget_peak(self.child.id());
+        let watch = Watch::begin(self.child.id());
         writeln!(self.asks, "{}", json!({"way": way, "batch": batch, "pictures": pictures})).unwrap();
         let answer = self.answer();
-        let peak_mib = peak_mib(self.child.id());
+        let seen = watch.end();
         let steps = answer["step_seconds"].as_array().unwrap();
         let files = answer["files"].as_array().unwrap();
         let read = |file: &Value| rgb(&std::fs::read(PathBuf::from(file.as_str().unwrap())).unwrap());
         Drawn {
-            seconds: answer["seconds"].as_f64().unwrap(),
+            seen,
             step_seconds: steps.iter().filter_map(Value::as_f64).collect(),
-            peak_mib,
             pictures: files.iter().map(read).collect(),
         }
     }

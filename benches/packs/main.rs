@@ -23,10 +23,10 @@
 mod diffusers;
 mod flops;
 mod loras;
-mod memory;
 mod mixed;
 mod packs;
 mod subject;
+mod watch;
 
 #[path = "../serving/probe.rs"]
 #[allow(dead_code, reason = "each bench uses its own part of this")]
@@ -135,14 +135,18 @@ fn main() {
     println!("{}\n{}", report["machine"], report["drawn"]);
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    if wanted(Part::Mixed) {
-        report.insert("mixed".into(), mixed::measure(&plan, &subject));
-    }
-    if wanted(Part::Loras) {
-        report.insert("loras".into(), runtime.block_on(loras::measure(&plan, &subject)));
-    }
-    if wanted(Part::Packs) {
-        report.insert("packs".into(), runtime.block_on(packs::measure(&plan, &subject)));
+    for (part, name) in [(Part::Mixed, "mixed"), (Part::Loras, "loras"), (Part::Packs, "packs")] {
+        if !wanted(part) {
+            continue;
+        }
+        let load = probe::machine()["load_average_before"].take();
+        let mut measured = match part {
+            Part::Mixed => mixed::measure(&plan, &subject),
+            Part::Loras => runtime.block_on(loras::measure(&plan, &subject)),
+            Part::Packs => runtime.block_on(packs::measure(&plan, &subject)),
+        };
+        measured["load_average_before"] = load;
+        report.insert(name.into(), measured);
     }
     if let Some(path) = &args.report {
         let text = serde_json::to_string_pretty(&Value::Object(report)).unwrap();

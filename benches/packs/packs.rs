@@ -6,11 +6,15 @@ use serde_json::{Map, Value, json};
 
 use crate::Plan;
 use crate::diffusers::Diffusers;
-use crate::memory::{forget_peak, peak_mib};
 use crate::probe::{Counters, STAGES};
 use crate::server::Server;
 use crate::spread::{Spread, rounded};
 use crate::subject::Subject;
+use crate::watch::{Seen, Watch};
+
+/// Most 8-bit levels that a picture may be from diffusers', or the comparison is of unequal work. Both compute in `f32`;
+/// ours rounds down as ComfyUI does, theirs to the nearest.
+const TOLERANCE: u64 = 2;
 
 /// How often a pack is looked at.
 const GLANCE: Duration = Duration::from_millis(20);
@@ -38,8 +42,7 @@ impl Way {
 
 /// One way through all pictures.
 struct Run {
-    seconds: f64,
-    peak_mib: u64,
+    seen: Seen,
     more: Value,
 }
 
@@ -69,7 +72,14 @@ pub(crate) async fn measure(plan: &Plan, subject: &Subject) -> Value {
             [("warm_up", "none"), ("without_lora", "none"), ("adapters", "adapters"), ("fused", "fused")]
         {
             let run = diffusers.draw(way, 1, part);
-            seconds.insert(name.into(), json!(rounded(run.seconds / part.len() as f64)));
+            seconds.insert(name.into(), json!(rounded(run.seen.seconds / part.len() as f64)));
+            if way != "none" {
+                let apart = apart(&pictures[..part.len()], &run.pictures);
+                assert!(
+                    apart["most"].as_u64().unwrap() <= TOLERANCE,
+                    "diffusers, {way}: other pictures: {apart}"
+                );
+            }
         }
         println!("\ndiffusers, seconds a picture: {}", Value::Object(seconds.clone()));
         report.insert("diffusers_seconds_a_picture".into(), seconds.into());
@@ -91,12 +101,18 @@ pub(crate) async fn measure(plan: &Plan, subject: &Subject) -> Value {
                     let batch = if way == Way::DiffusersOne { 1 } else { plan.diffusers_batch };
                     let run = diffusers.draw("fused", batch, &all);
                     theirs.get_or_insert_with(|| run.pictures.clone());
-                    let more = json!({"step_seconds": Spread::of(run.step_seconds).json()});
-                    Run { seconds: run.seconds, peak_mib: run.peak_mib, more }
+                    let more = json!({"seconds": rounded(run.seen.seconds), "others_took": run.seen.others, "step_seconds": Spread::of(run.step_seconds).json()});
+                    Run { seen: run.seen, more }
                 }
                 (_, None) => continue,
             };
-            println!("round {}, {}: {:.2}s, {}", round + 1, ways[index].name(plan), run.seconds, run.more);
+            println!(
+                "round {}, {}: {:.2}s, {}",
+                round + 1,
+                ways[index].name(plan),
+                run.seen.seconds,
+                run.more
+            );
             runs[index].push(run);
         }
     }
@@ -109,11 +125,15 @@ pub(crate) async fn measure(plan: &Plan, subject: &Subject) -> Value {
         "{:>28} {:>9} {:>9} {:>9} {:>12} {:>10} {:>10}",
         "", "least", "median", "most", "a picture", "times pack", "peak MiB"
     );
-    println!("{:>28} {:>9.2} {:>42} {:>10}", "first pack of a new server", first.seconds, "", first.peak_mib);
+    println!(
+        "{:>28} {:>9.2} {:>42} {:>10}",
+        "first pack of a new server", first.seen.seconds, "", first.seen.peak_mib
+    );
     for (way, runs_of) in ways.iter().zip(&runs) {
-        let spread = Spread::of(runs_of.iter().map(|run| run.seconds));
-        let ratio = Spread::of(runs_of.iter().zip(&runs[0]).map(|(run, pack)| run.seconds / pack.seconds));
-        let peak = runs_of.iter().map(|run| run.peak_mib).max().unwrap_or_default();
+        let spread = Spread::of(runs_of.iter().map(|run| run.seen.seconds));
+        let ratio =
+            Spread::of(runs_of.iter().zip(&runs[0]).map(|(run, pack)| run.seen.seconds / pack.seen.seconds));
+        let peak = runs_of.iter().map(|run| run.seen.peak_mib).max().unwrap_or_default();
         println!(
             "{:>28} {:>9.2} {:>9.2} {:>9.2} {:>11.2}s {:>10.2} {peak:>10}",
             way.name(plan),
@@ -140,6 +160,7 @@ pub(crate) async fn measure(plan: &Plan, subject: &Subject) -> Value {
         "the_same_alone": own,
         "without_its_lora": apart(&pictures[..1], &without_lora),
         "without_its_control": apart(&pictures[..1], &without_control),
+        "tolerance_for_diffusers": TOLERANCE,
     });
     if let Some(theirs) = &theirs {
         differences["by_diffusers"] = apart(&pictures, theirs);
@@ -149,7 +170,7 @@ pub(crate) async fn measure(plan: &Plan, subject: &Subject) -> Value {
     report.insert("pictures".into(), json!(plan.pictures));
     report.insert(
         "first_pack_of_a_new_server".into(),
-        json!({"seconds": rounded(first.seconds), "peak_mib": first.peak_mib, "run": first.more}),
+        json!({"seconds": rounded(first.seen.seconds), "peak_mib": first.seen.peak_mib, "run": first.more}),
     );
     report.insert("levels_from_the_packs_pictures".into(), differences);
     report.into()
@@ -170,7 +191,7 @@ async fn answered(server: &Server, request: &Value) -> (f64, Value) {
 
 /// All at once.
 async fn pack(server: &Server, requests: &[Value]) -> (Run, Vec<Rgb>) {
-    let watch = Watch::begin(server).await;
+    let watch = Watched::begin(server).await;
     let submitted: Value =
         server.post("/v1/images/batch", &json!({"requests": requests})).await.json().await.unwrap();
     let tasks = submitted["tasks"].as_array().unwrap_or_else(|| panic!("{submitted}"));
@@ -192,7 +213,7 @@ async fn pack(server: &Server, requests: &[Value]) -> (Run, Vec<Rgb>) {
 
 /// One after the other.
 async fn separate(server: &Server, requests: &[Value]) -> (Run, Vec<Rgb>) {
-    let watch = Watch::begin(server).await;
+    let watch = Watched::begin(server).await;
     let mut done = Vec::with_capacity(requests.len());
     for request in requests {
         done.push(answered(server, request).await.1);
@@ -201,24 +222,23 @@ async fn separate(server: &Server, requests: &[Value]) -> (Run, Vec<Rgb>) {
 }
 
 /// A run of the server that is being watched.
-struct Watch {
+struct Watched {
     before: Counters,
-    started: Instant,
+    watch: Watch,
 }
 
-impl Watch {
+impl Watched {
     async fn begin(server: &Server) -> Self {
-        let before = Counters::of(server).await;
-        forget_peak(server.pid());
-        Self { before, started: Instant::now() }
+        Self { before: Counters::of(server).await, watch: Watch::begin(server.pid()) }
     }
 
     async fn end(self, server: &Server, done: Vec<Value>) -> (Run, Vec<Rgb>) {
-        let seconds = self.started.elapsed().as_secs_f64();
-        let peak_mib = peak_mib(server.pid());
+        let seen = self.watch.end();
         let after = Counters::of(server).await;
         let steps = after.steps_since(&self.before);
         let more = json!({
+            "seconds": rounded(seen.seconds),
+            "others_took": seen.others,
             "mean_step_batch": rounded(steps.1 / steps.0),
             "seconds_a_step_and_picture": rounded(after.stage_since(&self.before, STAGES[2]) / steps.1),
             "stage_seconds": after.stages_since(&self.before),
@@ -229,7 +249,7 @@ impl Watch {
         for task in &done {
             pictures.push(rgb(&server.picture(task, 0).await));
         }
-        (Run { seconds, peak_mib, more }, pictures)
+        (Run { seen, more }, pictures)
     }
 }
 
