@@ -68,20 +68,6 @@ impl LoraSet {
         !self.clip_l.is_empty() || !self.clip_g.is_empty()
     }
 
-    /// What of its LoRAs does nothing, for people.
-    pub fn warnings(&self) -> Vec<String> {
-        let unmatched = |stacked: &StackedLora| {
-            let keys = &stacked.lora.unmatched;
-            let first = keys.first()?;
-            Some(format!(
-                "{} keys of the LoRA '{}' fit nothing in the model and do nothing (the first is '{first}')",
-                keys.len(),
-                stacked.name
-            ))
-        };
-        self.stack.iter().filter_map(unmatched).collect()
-    }
-
     /// What changes in the denoising network, layer by layer.
     pub fn unet(&self) -> &NetworkAdapter {
         &self.unet

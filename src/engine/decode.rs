@@ -27,8 +27,6 @@ pub(super) struct Finished {
     pub(super) latent: Tensor,
     pub(super) usage: Usage,
     pub(super) unwritten: Unwritten,
-    /// What is not as asked for.
-    pub(super) warnings: Vec<String>,
     /// What it needs once it is decoded.
     pub(super) finishing: Finishing,
     /// The face of another picture that it is, if it is one.
@@ -94,7 +92,7 @@ fn decode(shared: &Shared, batch: Vec<Finished>, inbox: &Sender<Vec<Part>>) {
         errors[index] = Some(error);
     }
     for ((finished, picture), error) in items.into_iter().zip(errors) {
-        let Finished { job, mut usage, unwritten, warnings, finishing, part, side, .. } = finished;
+        let Finished { job, mut usage, unwritten, finishing, part, side, .. } = finished;
         usage.device_seconds += seconds;
         let broken = picture.as_ref().is_some_and(|p| p.data().iter().any(|value| !value.is_finite()));
         let picture = match picture {
@@ -112,7 +110,7 @@ fn decode(shared: &Shared, batch: Vec<Finished>, inbox: &Sender<Vec<Part>>) {
             }
             (None, Ok(picture)) => {
                 let spec = Arc::clone(&job.spec);
-                let whole = Detailed { job, picture, usage, warnings, unwritten, finishing };
+                let whole = Detailed { job, picture, usage, warnings: Vec::new(), unwritten, finishing };
                 let Some(detail) = &spec.detail else {
                     finish(shared, whole);
                     continue;

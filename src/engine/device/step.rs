@@ -168,9 +168,7 @@ impl DeviceThread {
                     let side = self.weights.get(&ticket.key.model).map_or(0, |resident| {
                         resident.entry.defaults.width.max(resident.entry.defaults.height)
                     });
-                    let warnings = sample.loras().map(|set| set.warnings()).unwrap_or_default();
                     let finished = Finished {
-                        warnings,
                         job: ticket.job,
                         pipeline,
                         latent,
