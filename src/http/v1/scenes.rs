@@ -5,15 +5,15 @@ use axum::response::Response;
 use serde::Deserialize;
 use utoipa::ToSchema;
 
-use super::character_packs::{AcceptedBody, styled_spec};
+use super::character_packs::{AcceptedBody, Pack, styled_spec};
 use crate::http::app::App;
 use crate::http::auth::Client;
 use crate::http::error::ApiError;
 use crate::http::extract::Body;
 use crate::http::rules::{Rules, random_seed};
-use crate::http::submit::{self, Job, PriorityName};
+use crate::http::submit::{self, PriorityName};
 use crate::http::words::{Words, join};
-use crate::service::{ModelDefaults, Submission};
+use crate::service::ModelDefaults;
 use crate::task::{ImageSpec, TaskKind};
 
 /// A scene.
@@ -59,16 +59,16 @@ pub(super) async fn generate(
     let Body { value: request, idempotency, .. } = body;
     let defaults = submit::defaults(&app, request.model.as_deref())?;
     let webhook_url = submit::webhook(&app, "callback_webhook", request.callback_webhook.clone())?;
-    let submission = Submission {
+    let pack = Pack {
         kind: TaskKind::Scene,
-        priority: request.priority.unwrap_or_default().into(),
+        priority: request.priority,
         images: vec![scene_spec(&app.words, &app.rules, defaults, &request)?],
         webhook_url,
         bypass_bank: false,
-        idempotency: None,
+        uploads: Vec::new(),
+        warnings: Vec::new(),
     };
-    let submitted = Job { submission, uploads: Vec::new() }.submit(&app, &client, idempotency).await?;
-    Ok(AcceptedBody::answer(&submitted, Vec::new()))
+    pack.accept(&app, &client, idempotency).await
 }
 
 fn scene_spec(

@@ -10,14 +10,14 @@ use super::cast::{Cast, CastRequest};
 use super::recipe::Recipe;
 use super::series::{Series, face_detail};
 use super::templating::TemplateRequest;
-use super::{AcceptedBody, Kit};
+use super::{AcceptedBody, Kit, Pack};
 use crate::http::app::App;
 use crate::http::auth::Client;
 use crate::http::error::ApiError;
 use crate::http::extract::Body;
 use crate::http::guides::{Guides, LoraRequest};
-use crate::http::submit::{self, Job, PriorityName};
-use crate::service::{ModelDefaults, Submission};
+use crate::http::submit::{self, PriorityName};
+use crate::service::ModelDefaults;
 use crate::task::{Background, ImageFormat, ImageSpec, Owner, TaskKind};
 
 /// How large models draw expressions.
@@ -92,16 +92,16 @@ pub(in crate::http::v1) async fn expressions(
     let mut warnings = Vec::new();
     let (images, uploads) = specs(&Kit::of(&app), &guides, defaults, &client.owner, &request, &mut warnings)?;
     app.check_templates(&uploads).await?;
-    let submission = Submission {
+    let pack = Pack {
         kind: TaskKind::Expressions,
-        priority: request.priority.unwrap_or_default().into(),
+        priority: request.priority,
         images,
         webhook_url,
         bypass_bank: request.bypass_cache == Some(true),
-        idempotency: None,
+        uploads,
+        warnings,
     };
-    let submitted = Job { submission, uploads }.submit(&app, &client, idempotency).await?;
-    Ok(AcceptedBody::answer(&submitted, warnings))
+    pack.accept(&app, &client, idempotency).await
 }
 
 fn specs(

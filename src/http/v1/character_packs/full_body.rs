@@ -12,7 +12,7 @@ use super::cast::{Cast, CastRequest};
 use super::recipe::Recipe;
 use super::series::face_detail;
 use super::templating::EDGES;
-use super::{AcceptedBody, Kit, styled_spec};
+use super::{AcceptedBody, Kit, Pack, styled_spec};
 use crate::http::app::App;
 use crate::http::auth::Client;
 use crate::http::error::ApiError;
@@ -21,9 +21,9 @@ use crate::http::guides::{Guides, LoraRequest};
 use crate::http::pose;
 use crate::http::rules::random_seed;
 use crate::http::source::{self, Upload};
-use crate::http::submit::{self, Job, PriorityName};
+use crate::http::submit::{self, PriorityName};
 use crate::http::words::join;
-use crate::service::{ControlType, ModelDefaults, Submission};
+use crate::service::{ControlType, ModelDefaults};
 use crate::task::{BlobId, ControlSpec, ImageSpec, Preprocess, TaskKind};
 
 /// How large models draw whole bodies.
@@ -152,16 +152,16 @@ pub(in crate::http::v1) async fn full_body(
         };
         uploads.extend(skeleton.into_iter().chain(picture.map(|picture| picture.bytes)).filter(used));
     }
-    let submission = Submission {
+    let pack = Pack {
         kind: TaskKind::FullBody,
-        priority: request.priority.unwrap_or_default().into(),
+        priority: request.priority,
         images: vec![spec],
         webhook_url,
         bypass_bank: false,
-        idempotency: None,
+        uploads,
+        warnings,
     };
-    let submitted = Job { submission, uploads }.submit(&app, &client, idempotency).await?;
-    Ok(AcceptedBody::answer(&submitted, warnings))
+    pack.accept(&app, &client, idempotency).await
 }
 
 /// The picture without its pose.

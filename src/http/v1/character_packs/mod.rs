@@ -13,17 +13,20 @@ mod templating;
 
 use axum::Json;
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::images::mark_replay;
 use crate::config::Config;
 use crate::http::app::App;
+use crate::http::auth::Client;
 use crate::http::error::ApiError;
 use crate::http::guides::Guides;
 use crate::http::rules::{Choices, Rules, resolution};
+use crate::http::submit::{Job, PriorityName};
 use crate::http::words::{Style, Words, join};
-use crate::service::{ModelDefaults, Submitted, TaskView};
+use crate::service::{Idempotency, ModelDefaults, Submission, Submitted, TaskView};
 use crate::task::{ImageSpec, TaskKind};
 use crate::templates::Templates;
 use templating::{TemplateRequest, Templating};
@@ -90,10 +93,39 @@ impl AcceptedBody {
         }
     }
 
-    pub(super) fn answer(submitted: &Submitted, warnings: Vec<String>) -> Response {
+    fn answer(submitted: &Submitted, warnings: Vec<String>) -> Response {
         let mut response = Json(Self { warnings, ..Self::new(&submitted.view) }).into_response();
         mark_replay(&mut response, submitted.created);
         response
+    }
+}
+
+/// What a route has made of a request: a pack or a scene, ready to be submitted.
+pub(super) struct Pack {
+    pub(super) kind: TaskKind,
+    pub(super) priority: Option<PriorityName>,
+    pub(super) images: Vec<ImageSpec>,
+    /// Files that the pictures need.
+    pub(super) uploads: Vec<Bytes>,
+    pub(super) webhook_url: Option<String>,
+    pub(super) bypass_bank: bool,
+    /// What was asked for and could not be done.
+    pub(super) warnings: Vec<String>,
+}
+
+impl Pack {
+    /// Keeps the files, submits the task and answers.
+    pub(super) async fn accept(
+        self,
+        app: &App,
+        client: &Client,
+        idempotency: Option<Idempotency>,
+    ) -> Result<Response, ApiError> {
+        let Self { kind, priority, images, uploads, webhook_url, bypass_bank, warnings } = self;
+        let priority = priority.unwrap_or_default().into();
+        let submission = Submission { kind, priority, images, webhook_url, bypass_bank, idempotency: None };
+        let submitted = Job { submission, uploads }.submit(app, client, idempotency).await?;
+        Ok(AcceptedBody::answer(&submitted, warnings))
     }
 }
 

@@ -9,7 +9,7 @@ use super::cast::{Cast, CastRequest};
 use super::recipe::Recipe;
 use super::series::face_detail;
 use super::templating::EDGES;
-use super::{AcceptedBody, Kit};
+use super::{AcceptedBody, Kit, Pack};
 use crate::http::app::App;
 use crate::http::auth::Client;
 use crate::http::error::ApiError;
@@ -17,9 +17,9 @@ use crate::http::extract::Body;
 use crate::http::guides::{Guides, LoraRequest, within};
 use crate::http::rules::{Choices, Start, random_seed, resolution};
 use crate::http::source::{self, Upload};
-use crate::http::submit::{self, Job, PriorityName};
+use crate::http::submit::{self, PriorityName};
 use crate::http::words::join;
-use crate::service::{ControlType, ModelDefaults, Submission};
+use crate::service::{ControlType, ModelDefaults};
 use crate::task::{ControlSpec, ImageSpec, Inpaint, SourceSpec, TaskKind};
 
 /// How large models draw over a picture.
@@ -98,17 +98,17 @@ pub(in crate::http::v1) async fn outfit_change(
     let guides = app.guides(&defaults.model)?;
     let mut warnings = Vec::new();
     let spec = spec(&Kit::of(&app), &guides, defaults, &request, (&base, mask.as_ref()), &mut warnings)?;
-    let submission = Submission {
+    let uploads = [Some(base), mask].into_iter().flatten().map(|upload| upload.bytes).collect();
+    let pack = Pack {
         kind: TaskKind::OutfitChange,
-        priority: request.priority.unwrap_or_default().into(),
+        priority: request.priority,
         images: vec![spec],
         webhook_url,
         bypass_bank: false,
-        idempotency: None,
+        uploads,
+        warnings,
     };
-    let uploads = [Some(base), mask].into_iter().flatten().map(|upload| upload.bytes).collect();
-    let submitted = Job { submission, uploads }.submit(&app, &client, idempotency).await?;
-    Ok(AcceptedBody::answer(&submitted, warnings))
+    pack.accept(&app, &client, idempotency).await
 }
 
 fn spec(

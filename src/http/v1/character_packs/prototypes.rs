@@ -7,16 +7,16 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::super::images::variants;
-use super::{AcceptedBody, styled_spec};
+use super::{AcceptedBody, Pack, styled_spec};
 use crate::http::app::App;
 use crate::http::auth::Client;
 use crate::http::error::ApiError;
 use crate::http::extract::Body;
 use crate::http::guides::LoraRequest;
 use crate::http::rules::{Rules, random_seed};
-use crate::http::submit::{self, Job, PriorityName};
+use crate::http::submit::{self, PriorityName};
 use crate::http::words::{Words, join};
-use crate::service::{ModelDefaults, Submission};
+use crate::service::ModelDefaults;
 use crate::task::{ImageSpec, TaskKind};
 
 /// Variants where none are asked for.
@@ -68,21 +68,20 @@ pub(in crate::http::v1) async fn prototypes(
     let Body { value: request, idempotency, .. } = body;
     let defaults = submit::defaults(&app, request.model.as_deref())?;
     let webhook_url = submit::webhook(&app, "webhook_url", request.webhook_url.clone())?;
-    let priority = request.priority.unwrap_or_default().into();
     let guides = app.guides(&defaults.model)?;
     let loras = guides.loras("loras", request.loras.as_deref().unwrap_or_default())?;
     let mut images = prototype_specs(&app.words, &app.rules, defaults, &request)?;
     images.iter_mut().for_each(|image| image.loras.clone_from(&loras));
-    let submission = Submission {
+    let pack = Pack {
         kind: TaskKind::Prototypes,
-        priority,
+        priority: request.priority,
         images,
         webhook_url,
         bypass_bank: false,
-        idempotency: None,
+        uploads: Vec::new(),
+        warnings: Vec::new(),
     };
-    let submitted = Job { submission, uploads: Vec::new() }.submit(&app, &client, idempotency).await?;
-    Ok(AcceptedBody::answer(&submitted, Vec::new()))
+    pack.accept(&app, &client, idempotency).await
 }
 
 fn prototype_specs(
