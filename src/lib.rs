@@ -20,3 +20,4 @@ pub mod service;
 pub mod store;
 pub mod task;
 pub mod templates;
+pub mod workflow;

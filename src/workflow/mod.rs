@@ -1,0 +1,29 @@
+//! ComfyUI workflows: graphs of nodes in its API format, checked as it checks them and executed in its order. Sits
+//! above `engine` (samples, resident weights) and below `http` and `cli`, which hand it graphs and hear its events.
+//! Knows no HTTP.
+//!
+//! - [`interface`] says what a node takes and gives, once; `object_info`, checks and documentation come from it;
+//! - [`value`] is what travels along links; [`image`] and [`latent`] are the larger ones;
+//! - [`registry`] knows all nodes; `nodes/` has them, a section of a file each;
+//! - [`context`] is what a node can reach while it runs;
+//! - [`folders`] keeps names of files inside the folders they belong to;
+//! - [`event`] is what is told while a prompt runs.
+
+pub mod context;
+pub mod event;
+pub mod folders;
+pub mod image;
+pub mod interface;
+pub mod latent;
+pub mod nodes;
+pub mod registry;
+pub mod value;
+
+pub use context::{Context, Inputs, NodeError, Outputs};
+pub use event::{Event, Listener};
+pub use folders::{FileType, Folders};
+pub use image::{Image, Mask};
+pub use interface::{Interface, NodeOutput};
+pub use latent::Latent;
+pub use registry::{Node, Registry};
+pub use value::{Kind, Value};
