@@ -118,6 +118,11 @@ impl Sample {
         }
     }
 
+    /// What the last evaluation took the finished latent to be, `[4, h/8, w/8]` in the network's scale.
+    pub fn last_denoised(&self) -> Option<&Tensor> {
+        self.denoised.as_ref()
+    }
+
     /// Steps of the schedule in all, and how many are behind this sample.
     pub fn progress(&self) -> (usize, usize) {
         let done = match &self.state {
@@ -140,6 +145,11 @@ impl Sample {
         match &self.state {
             State::Running { latent, .. } | State::Done(latent) => latent.dims(),
         }
+    }
+
+    /// Rows of the network's batch that a step of it takes.
+    pub fn rows(&self) -> usize {
+        1 + usize::from(self.guidance.negative.is_some())
     }
 
     /// What it is drawn with beside the model.
@@ -188,10 +198,7 @@ impl Sample {
                     (*at, *level) = (latent, sigma);
                 }
             }
-            Advance::Done(latent) => {
-                self.state = State::Done(latent);
-                self.denoised = None;
-            }
+            Advance::Done(latent) => self.state = State::Done(latent),
         }
         Ok(())
     }

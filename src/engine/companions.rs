@@ -262,21 +262,40 @@ impl Companions {
         now: Instant,
     ) -> Result<bool, TaskError> {
         if let Some(DetailSpec { places: DetailPlaces::Detected { detector, .. }, .. }) = &spec.detail {
-            let key = Key::Detector { detector: detector.clone() };
-            let load = |catalog: &Arc<Catalog>| load::detector(catalog, detector);
-            match self.get(key, load, now)? {
-                Some(Value::Detector(known)) => finishing.detector = Some(known),
-                _ => return Ok(false),
+            finishing.detector = self.detector(detector, now)?;
+            if finishing.detector.is_none() {
+                return Ok(false);
             }
         }
         if let Background::Remove { remover } = &spec.background {
-            let key = Key::Remover { remover: remover.clone() };
-            match self.get(key, |catalog| load::remover(catalog, remover), now)? {
-                Some(Value::Remover(known)) => finishing.remover = Some(known),
-                _ => return Ok(false),
+            finishing.remover = self.remover(remover, now)?;
+            if finishing.remover.is_none() {
+                return Ok(false);
             }
         }
         Ok(true)
+    }
+
+    /// A network that finds faces.
+    pub(super) fn detector(
+        &mut self,
+        id: &str,
+        now: Instant,
+    ) -> Result<Option<Arc<FaceDetector>>, TaskError> {
+        let key = Key::Detector { detector: id.to_owned() };
+        let value = self.get(key, |catalog| load::detector(catalog, id), now)?;
+        Ok(if let Some(Value::Detector(known)) = value { Some(known) } else { None })
+    }
+
+    /// A network that takes backgrounds out.
+    pub(super) fn remover(
+        &mut self,
+        id: &str,
+        now: Instant,
+    ) -> Result<Option<Arc<BackgroundRemover>>, TaskError> {
+        let key = Key::Remover { remover: id.to_owned() };
+        let value = self.get(key, |catalog| load::remover(catalog, id), now)?;
+        Ok(if let Some(Value::Remover(known)) = value { Some(known) } else { None })
     }
 
     /// One that is there; else it is asked for.
@@ -311,7 +330,8 @@ impl Companions {
         revision
     }
 
-    fn lora_set(
+    /// A stack of LoRAs, bound to a model.
+    pub(super) fn lora_set(
         &mut self,
         model: &Arc<str>,
         pipeline: &Arc<Pipeline>,
@@ -348,6 +368,22 @@ impl Companions {
         Ok(None)
     }
 
+    /// A ControlNet, shaped for a model, and the revision of its file.
+    pub(super) fn control_net(
+        &mut self,
+        model: &Arc<str>,
+        pipeline: &Arc<Pipeline>,
+        id: &str,
+        now: Instant,
+    ) -> Result<Option<(Arc<ControlNet>, u64)>, TaskError> {
+        let revision = self.revision(AuxiliaryKind::ControlNet, id);
+        let key = Key::ControlNet { model: Arc::clone(model), control: id.to_owned(), revision };
+        match self.get(key, |catalog| load::control_net(catalog, pipeline, id), now)? {
+            Some(Value::ControlNet(network)) => Ok(Some((network, revision))),
+            _ => Ok(None),
+        }
+    }
+
     fn control(
         &mut self,
         model: &Arc<str>,
@@ -356,10 +392,9 @@ impl Companions {
         (width, height): (usize, usize),
         now: Instant,
     ) -> Result<Option<Control>, TaskError> {
-        let revision = self.revision(AuxiliaryKind::ControlNet, &spec.control);
-        let key = Key::ControlNet { model: Arc::clone(model), control: spec.control.clone(), revision };
-        let load = |catalog: &Arc<Catalog>| load::control_net(catalog, pipeline, &spec.control);
-        let Some(Value::ControlNet(network)) = self.get(key, load, now)? else { return Ok(None) };
+        let Some((network, revision)) = self.control_net(model, pipeline, &spec.control, now)? else {
+            return Ok(None);
+        };
         let mut depth = None;
         if spec.preprocess == Preprocess::Depth {
             match self.get(Key::Depth, load::depth, now)? {

@@ -14,7 +14,7 @@ use super::finish::{self, Finishing, Pixels};
 use super::job::Job;
 use super::split::in_halves;
 use super::{Drawn, EngineEvent, Shared, Unwritten};
-use crate::task::{TaskError, TaskErrorKind, Usage};
+use crate::task::{ImageSpec, TaskError, TaskErrorKind, Usage};
 
 /// Most latents in one call.
 const MOST: usize = 16;
@@ -22,6 +22,8 @@ const MOST: usize = 16;
 /// A denoised sample.
 pub(super) struct Finished {
     pub(super) job: Job,
+    /// What is drawn.
+    pub(super) spec: Arc<ImageSpec>,
     pub(super) pipeline: Arc<Pipeline>,
     /// `[4, h/8, w/8]`, network scale.
     pub(super) latent: Tensor,
@@ -92,7 +94,7 @@ fn decode(shared: &Shared, batch: Vec<Finished>, inbox: &Sender<Vec<Part>>) {
         errors[index] = Some(error);
     }
     for ((finished, picture), error) in items.into_iter().zip(errors) {
-        let Finished { job, mut usage, unwritten, finishing, part, side, .. } = finished;
+        let Finished { job, spec, mut usage, unwritten, finishing, part, side, .. } = finished;
         usage.device_seconds += seconds;
         let broken = picture.as_ref().is_some_and(|p| p.data().iter().any(|value| !value.is_finite()));
         let picture = match picture {
@@ -109,8 +111,15 @@ fn decode(shared: &Shared, batch: Vec<Finished>, inbox: &Sender<Vec<Part>>) {
                 }
             }
             (None, Ok(picture)) => {
-                let spec = Arc::clone(&job.spec);
-                let whole = Detailed { job, picture, usage, warnings: Vec::new(), unwritten, finishing };
+                let whole = Detailed {
+                    job,
+                    spec: Arc::clone(&spec),
+                    picture,
+                    usage,
+                    warnings: Vec::new(),
+                    unwritten,
+                    finishing,
+                };
                 let Some(detail) = &spec.detail else {
                     finish(shared, whole);
                     continue;
@@ -135,8 +144,8 @@ fn decode(shared: &Shared, batch: Vec<Finished>, inbox: &Sender<Vec<Part>>) {
 
 /// The last part: what becomes of the background, and the word that a picture is drawn.
 pub(super) fn finish(shared: &Shared, whole: Detailed) {
-    let Detailed { job, picture, mut usage, warnings: own, unwritten, finishing } = whole;
-    let Pixels { rgb, alpha, warnings: more } = finish::pixels(&picture, &job.spec, &finishing);
+    let Detailed { job, spec, picture, mut usage, warnings: own, unwritten, finishing } = whole;
+    let Pixels { rgb, alpha, warnings: more } = finish::pixels(&picture, &spec, &finishing);
     let warnings = finishing.unmatched.into_iter().chain(own).chain(more).collect();
     usage.pixels += (picture.width() * picture.height()) as u64;
     shared.tell(EngineEvent::Drawn(Drawn {
@@ -146,6 +155,7 @@ pub(super) fn finish(shared: &Shared, whole: Detailed) {
         alpha,
         warnings,
         job,
+        spec,
         usage,
         unwritten,
     }));

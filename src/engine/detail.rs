@@ -12,12 +12,13 @@ use darkroom_pipelines::{InpaintMode, Picture, Source};
 
 use super::Unwritten;
 use super::finish::Finishing;
-use super::job::Job;
+use super::job::{Content, Job};
 use crate::task::{DetailPlaces, DetailSpec, ImageSpec, SourceSpec, Usage};
 
 /// A picture whose faces are being drawn.
 pub(super) struct Detailing {
     job: Job,
+    spec: Arc<ImageSpec>,
     crops: Vec<Crop>,
     state: Mutex<State>,
 }
@@ -44,6 +45,7 @@ pub(super) struct Part {
 /// A picture that is as it should be, but for its background.
 pub(super) struct Detailed {
     pub(super) job: Job,
+    pub(super) spec: Arc<ImageSpec>,
     pub(super) picture: Picture,
     pub(super) usage: Usage,
     pub(super) warnings: Vec<String>,
@@ -76,7 +78,7 @@ pub(super) fn look(detail: &DetailSpec, side: usize, mut whole: Detailed) -> Loo
             return Looked::Nothing(whole);
         }
     };
-    let Detailed { job, picture, usage, warnings, unwritten, finishing } = whole;
+    let Detailed { job, spec, picture, usage, warnings, unwritten, finishing } = whole;
     let count = crops.len();
     let state = State {
         picture,
@@ -87,7 +89,7 @@ pub(super) fn look(detail: &DetailSpec, side: usize, mut whole: Detailed) -> Loo
         unwritten: Some(unwritten),
         finishing,
     };
-    let of = Arc::new(Detailing { job, crops, state: Mutex::new(state) });
+    let of = Arc::new(Detailing { job, spec, crops, state: Mutex::new(state) });
     Looked::Parts((0..count).map(|index| Part { of: Arc::clone(&of), index }).collect())
 }
 
@@ -135,20 +137,20 @@ impl Part {
     /// The face as a picture to draw: what the whole is drawn with, but for its ControlNets, whose pictures show the
     /// whole.
     pub(super) fn job(&self) -> Job {
-        let whole = &self.of.job;
+        let whole = &self.of.spec;
         let (width, height) = self.of.crops[self.index].working();
-        let denoise = whole.spec.detail.as_ref().map_or(1.0, |detail| detail.denoise);
+        let denoise = whole.detail.as_ref().map_or(1.0, |detail| detail.denoise);
         let spec = ImageSpec {
             width,
             height,
             denoise,
-            seed: whole.spec.seed.wrapping_add(self.index as u64),
+            seed: whole.seed.wrapping_add(self.index as u64),
             source: SourceSpec::Empty,
             controls: Vec::new(),
             detail: None,
-            ..ImageSpec::clone(&whole.spec)
+            ..ImageSpec::clone(whole)
         };
-        Job { spec: Arc::new(spec), ..whole.clone() }
+        Job { content: Content::Picture(Arc::new(spec)), ..self.of.job.clone() }
     }
 
     /// What it starts from: the face enlarged, redrawn within its box.
@@ -184,6 +186,7 @@ impl Part {
         }
         Some(Detailed {
             job: self.of.job.clone(),
+            spec: Arc::clone(&self.of.spec),
             picture: picture.clone(),
             usage: *usage,
             warnings: std::mem::take(warnings),

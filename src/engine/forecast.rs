@@ -48,7 +48,7 @@ impl Forecast {
             priority: job.priority,
             owner: job.owner.clone(),
             sequence,
-            model: job.spec.model.as_str().into(),
+            model: job.key().model,
             waiting: 0,
             running: 0,
             started: false,

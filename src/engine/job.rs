@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::denoise::LatentJob;
 use crate::task::{ImageSpec, Owner, Priority, TaskId};
 
 /// Names a job: one picture of a task.
@@ -15,19 +16,28 @@ pub struct JobId {
     pub index: usize,
 }
 
-/// One picture to draw.
+/// One sample to denoise.
 #[derive(Debug, Clone)]
 pub struct Job {
     /// Its name.
     pub id: JobId,
-    /// What to draw.
-    pub spec: Arc<ImageSpec>,
+    /// What it is.
+    pub content: Content,
     /// Who asked.
     pub owner: Owner,
     /// How soon.
     pub priority: Priority,
     /// Who wants to see it while it is drawn.
     pub viewers: Viewers,
+}
+
+/// What a job is about.
+#[derive(Debug, Clone)]
+pub enum Content {
+    /// A picture, from its prompt to its pixels.
+    Picture(Arc<ImageSpec>),
+    /// A latent that somebody else prepared and waits for.
+    Latent(Arc<LatentJob>),
 }
 
 /// Counts who wants previews of a task; shared by its jobs.
@@ -74,17 +84,46 @@ impl BatchKey {
     pub fn of(spec: &ImageSpec) -> Self {
         Self { model: spec.model.as_str().into(), width: spec.width, height: spec.height }
     }
+
+    /// Cells of the latent.
+    fn cells(&self) -> usize {
+        self.width / 8 * (self.height / 8)
+    }
 }
 
 impl Job {
+    /// What it must share with others to be denoised with them.
+    pub fn key(&self) -> BatchKey {
+        match &self.content {
+            Content::Picture(spec) => BatchKey::of(spec),
+            Content::Latent(latent) => latent.key.clone(),
+        }
+    }
+
+    /// Whether somebody wants to see it while it is drawn.
+    pub fn wants_previews(&self) -> bool {
+        match &self.content {
+            Content::Picture(_) => self.viewers.any(),
+            Content::Latent(latent) => latent.previews,
+        }
+    }
+
     /// The network work that it takes, in latent cells × rows × steps: what fair shares and forecasts count.
     pub fn work(&self) -> f64 {
-        self.work_a_step() * self.spec.expected_steps().max(1) as f64
+        let steps = match &self.content {
+            Content::Picture(spec) => spec.expected_steps(),
+            Content::Latent(latent) => latent.steps,
+        };
+        self.work_a_step() * steps.max(1) as f64
     }
 
     /// The share of one step.
     pub fn work_a_step(&self) -> f64 {
-        let rows = if self.spec.cfg == 1.0 { 1 } else { 2 };
-        (self.spec.width / 8 * (self.spec.height / 8) * rows) as f64
+        let rows = match &self.content {
+            Content::Picture(spec) if spec.cfg == 1.0 => 1,
+            Content::Picture(_) => 2,
+            Content::Latent(latent) => latent.rows,
+        };
+        (self.key().cells() * rows) as f64
     }
 }

@@ -5,13 +5,16 @@
 //! - [`queue`] decides who is served next; [`forecast`] says how long it will take;
 //! - `residency` keeps weights under a budget of bytes; `prompt_cache` keeps encoded prompts;
 //! - `companions` keeps LoRAs, ControlNets and their pictures;
+//! - `borrow` lends weights to whoever works beside the device's thread; `denoise` takes latents that they prepared;
 //! - `device` is the thread's loop; `decode` turns finished latents into pictures beside it;
 //! - `detail` draws faces once more, larger;
 //! - `finish` takes backgrounds out;
 //! - `split` gets through a step batch that does not fit or that one sample spoils.
 
+mod borrow;
 mod companions;
 mod decode;
+pub mod denoise;
 mod detail;
 mod device;
 mod finish;
@@ -28,21 +31,24 @@ mod tests;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use darkroom_models::Precision;
-use darkroom_pipelines::Limits;
+use darkroom_pipelines::{Limits, Pipeline};
 use tokio::sync::{mpsc, oneshot};
 
+pub use borrow::BorrowError;
+pub use denoise::{DenoiseError, DenoiseEvent, Denoised};
 pub use forecast::Outlook;
-pub use job::{BatchKey, Job, JobId, Viewers, Viewing};
+pub use job::{BatchKey, Content, Job, JobId, Viewers, Viewing};
 pub use sources::Sources;
 
 use crate::catalog::Catalog;
 use crate::metrics::Metrics;
-use crate::task::{TaskError, TaskId, Usage};
+use crate::task::{ImageSpec, TaskError, TaskId, Usage};
+use borrow::Lending;
 use queue::Queue;
 
 /// How an engine works.
@@ -112,6 +118,8 @@ pub enum EngineEvent {
 pub struct Drawn {
     /// Which.
     pub job: Job,
+    /// What was to be drawn.
+    pub spec: Arc<ImageSpec>,
     /// Pixels in a row.
     pub width: usize,
     /// Rows.
@@ -182,6 +190,7 @@ type Reply = oneshot::Sender<Result<(), ModelError>>;
 enum Control {
     Load { model: Arc<str>, reply: Reply },
     Unload { model: Arc<str>, reply: Reply },
+    Lend(Lending),
 }
 
 /// Under the one lock.
@@ -192,6 +201,8 @@ struct State {
     /// Tasks that were taken back; devices drop their samples at the next step boundary.
     cancelled: Vec<Vec<TaskId>>,
     residency: Vec<HashMap<String, Residency>>,
+    /// Models that are there, for those who borrow them: without waiting for a step to end.
+    resident: HashMap<Arc<str>, Weak<Pipeline>>,
     step_batch: usize,
 }
 
@@ -233,6 +244,14 @@ impl Shared {
         // Whoever listened may have gone first when the server stops.
         let _ = self.events.send(event);
     }
+
+    /// A sample will not come to its end.
+    fn failed(&self, job: Job, error: TaskError) {
+        match job.content {
+            Content::Picture(_) => self.tell(EngineEvent::Failed { job: job.id, error }),
+            Content::Latent(latent) => latent.failed(error),
+        }
+    }
 }
 
 /// The devices and their queue.
@@ -257,6 +276,7 @@ impl Engine {
                 controls: (0..devices).map(|_| Vec::new()).collect(),
                 cancelled: vec![Vec::new(); devices],
                 residency: vec![HashMap::new(); devices],
+                resident: HashMap::new(),
                 step_batch: 0,
             }),
             changed: Condvar::new(),

@@ -169,7 +169,7 @@ impl Queue {
             *served = served.max(least);
         }
         self.forecast.add(&job, self.next_sequence);
-        let lane = Lane { priority: job.priority, owner: job.owner.clone(), key: BatchKey::of(&job.spec) };
+        let lane = Lane { priority: job.priority, owner: job.owner.clone(), key: job.key() };
         let ticket = Ticket { job, key: lane.key.clone(), sequence: self.next_sequence, since: now };
         self.next_sequence += 1;
         self.lanes.entry(lane).or_default().push_back(ticket);
@@ -180,7 +180,7 @@ impl Queue {
         self.forecast.add(&job, self.next_sequence);
         self.forecast.started(&job);
         *self.running.entry(job.owner.clone()).or_default() += 1;
-        let ticket = Ticket { key: BatchKey::of(&job.spec), job, sequence: self.next_sequence, since: now };
+        let ticket = Ticket { key: job.key(), job, sequence: self.next_sequence, since: now };
         self.next_sequence += 1;
         ticket
     }

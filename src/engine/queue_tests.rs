@@ -2,7 +2,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::*;
-use crate::engine::{JobId, Viewers};
+use crate::engine::{Content, JobId, Viewers};
 use crate::task::{ApiKeyId, ImageFormat, ImageSpec, SourceSpec, TaskKind};
 
 fn spec(model: &str, side: usize) -> ImageSpec {
@@ -63,7 +63,7 @@ impl Line {
         let task = TaskId::new(TaskKind::Images);
         let job = Job {
             id: JobId { task: task.clone(), index: 0 },
-            spec: Arc::new(spec(model, side)),
+            content: Content::Picture(Arc::new(spec(model, side))),
             owner,
             priority,
             viewers: Viewers::default(),

@@ -3,8 +3,8 @@
 //! however many ask. Owned by [`super::device`].
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,13 @@ pub(super) struct Resident {
     pub(super) pipeline: Arc<Pipeline>,
     pub(super) entry: Entry,
     last_used: Instant,
+}
+
+impl Resident {
+    /// Whether somebody beside the device's own bookkeeping holds it.
+    fn is_borrowed(&self) -> bool {
+        Arc::strong_count(&self.pipeline) > 1
+    }
 }
 
 enum Slot {
@@ -187,7 +194,7 @@ impl Weights {
         }
         while self.bytes() + self.beside + entry.bytes > self.budget {
             let idle = self.slots.iter().filter_map(|(id, slot)| match slot {
-                Slot::Resident(resident) if !in_use(id) && !self.is_pinned(id) => {
+                Slot::Resident(resident) if !in_use(id) && !resident.is_borrowed() && !self.is_pinned(id) => {
                     Some((resident.last_used, Arc::clone(id)))
                 }
                 _ => None,
@@ -215,6 +222,20 @@ impl Weights {
     /// Whether it is never put out for others.
     pub(super) fn is_pinned(&self, model: &str) -> bool {
         self.pinned.iter().any(|pinned| self.catalog.find(pinned).is_some_and(|entry| entry.id == model))
+    }
+
+    /// Whether somebody works with it beside the device's thread.
+    pub(super) fn is_borrowed(&self, model: &str) -> bool {
+        self.get(model).is_some_and(Resident::is_borrowed)
+    }
+
+    /// Models that are there.
+    pub(super) fn resident(&self) -> HashMap<Arc<str>, Weak<Pipeline>> {
+        let resident = self.slots.iter().filter_map(|(id, slot)| match slot {
+            Slot::Resident(resident) => Some((Arc::clone(id), Arc::downgrade(&resident.pipeline))),
+            _ => None,
+        });
+        resident.collect()
     }
 
     /// Each model's state, for people.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use darkroom_models::Precision;
 use darkroom_pipelines::{Limits, Picture, Source};
 use tokio::sync::mpsc::UnboundedReceiver;
+use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::metrics::ByWay;
@@ -90,7 +91,7 @@ fn spec(prompt: &str, side: usize, steps: usize, seed: u64) -> ImageSpec {
 fn job(spec: ImageSpec, priority: Priority) -> Job {
     Job {
         id: JobId { task: TaskId::new(TaskKind::Images), index: 0 },
-        spec: Arc::new(spec),
+        content: Content::Picture(Arc::new(spec)),
         owner: Owner::Anyone,
         priority,
         viewers: Viewers::default(),
@@ -155,7 +156,7 @@ async fn pictures_that_share_step_batches_are_those_drawn_alone() {
         let alone = drawn(&mut events, 1).await;
         let (together, alone) = (&together[&job.id.task], &alone[&job.id.task]);
         let worst = together.iter().zip(alone).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
-        assert!(worst <= TOLERANCE, "{worst} levels apart: {:?}", job.spec);
+        assert!(worst <= TOLERANCE, "{worst} levels apart: {:?}", job.content);
     }
 }
 
@@ -368,7 +369,7 @@ async fn pictures_with_loras_and_controls_of_their_own_share_step_batches_and_ar
         let alone = drawn(&mut events, 1).await;
         let (batched, alone) = (&together[&job.id.task], &alone[&job.id.task]);
         let furthest = batched.iter().zip(alone).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
-        assert!(furthest <= TOLERANCE, "{}: {furthest}", job.spec.seed);
+        assert!(furthest <= TOLERANCE, "{furthest}: {:?}", job.content);
     }
     engine.stop();
 }
@@ -556,4 +557,110 @@ async fn detectors_and_removers_of_the_models_folder_are_loaded_once_and_do_thei
     };
     assert!(error.message.contains("'gone'"), "{error:?}");
     engine.stop();
+}
+
+/// A sample of the built-in model, started outside of the engine.
+fn sample(pipeline: &Pipeline, seed: u64, steps: usize) -> darkroom_pipelines::Sample {
+    let request = darkroom_pipelines::ImageRequest {
+        prompt: "1girl, blonde hair".into(),
+        negative_prompt: "blurry".into(),
+        steps,
+        cfg: 5.0,
+        sampler: "euler".parse().unwrap(),
+        scheduler: "normal".parse().unwrap(),
+        seed,
+        position: darkroom_pipelines::noise::BatchPosition::ALONE,
+        denoise: 1.0,
+        clip_skip: None,
+        source: Source::Empty { width: 64, height: 64 },
+        loras: None,
+        controls: Vec::new(),
+    };
+    pipeline.prepare(&[request]).unwrap().remove(0)
+}
+
+#[tokio::test]
+async fn latents_of_workflows_share_step_batches_with_pictures_and_are_those_denoised_alone() {
+    let (engine, mut events, metrics) = start(options());
+    let engine = Arc::new(engine);
+    let stop = CancellationToken::new();
+    let (borrower, token) = (Arc::clone(&engine), stop.clone());
+    let borrowed = tokio::task::spawn_blocking(move || borrower.borrow_model("tiny-sdxl", &token));
+    let pipeline = borrowed.await.unwrap().unwrap();
+    let run = |seeds: Vec<u64>| {
+        let (engine, pipeline, stop) = (Arc::clone(&engine), Arc::clone(&pipeline), stop.clone());
+        tokio::task::spawn_blocking(move || {
+            let samples = seeds.iter().map(|seed| sample(&pipeline, *seed, 12)).collect();
+            let mut told = Vec::new();
+            let done =
+                engine.denoise("tiny-sdxl", &pipeline, samples, &stop, true, &mut |event| told.push(event));
+            (done.unwrap(), told)
+        })
+    };
+    engine.submit([job(spec("1boy", 64, 12, 3), Priority::Standard)]);
+    let (first, second) = (run(vec![1, 2]), run(vec![3]));
+    let ((first, told), (second, _)) = (first.await.unwrap(), second.await.unwrap());
+    drawn(&mut events, 1).await;
+    let batches = metrics.step_batches.load(Ordering::Relaxed);
+    let samples = metrics.stepped_samples.load(Ordering::Relaxed);
+    assert!(samples > 2 * batches, "{samples} samples in {batches} batches: they did not share steps");
+    let steps: Vec<usize> = told
+        .iter()
+        .filter_map(
+            |event| if let DenoiseEvent::Step { done, total: 12 } = event { Some(*done) } else { None },
+        )
+        .collect();
+    assert_eq!(steps, (1..=12).collect::<Vec<_>>());
+    assert!(told.iter().any(|event| matches!(event, DenoiseEvent::Preview { sample: 1, .. })));
+    for (seed, together) in [(1, &first[0]), (2, &first[1]), (3, &second[0])] {
+        let (alone, _) = run(vec![seed]).await.unwrap();
+        let difference = (&together.latent - &alone[0].latent).unwrap().abs().unwrap();
+        let worst = difference.max_all().unwrap().to_scalar::<f32>().unwrap();
+        assert!(worst < 1e-3, "seed {seed}: {worst}");
+        assert!(alone[0].denoised.is_some());
+    }
+}
+
+#[tokio::test]
+async fn an_interrupted_latent_leaves_the_others_and_a_missing_model_is_named() {
+    let (engine, _events, _) = start(options());
+    let engine = Arc::new(engine);
+    let never = CancellationToken::new();
+    let (borrower, token) = (Arc::clone(&engine), never.clone());
+    let borrow = move |model: &'static str| {
+        let (engine, stop) = (Arc::clone(&borrower), token.clone());
+        tokio::task::spawn_blocking(move || engine.borrow_model(model, &stop))
+    };
+    let Err(BorrowError::Unavailable(message)) = borrow("nobody").await.unwrap() else {
+        panic!("it was lent")
+    };
+    assert!(message.contains("'nobody'"), "{message}");
+    let pipeline = borrow("tiny-sdxl").await.unwrap().unwrap();
+    let run = |seed: u64, steps: usize, stop: &CancellationToken| {
+        let (engine, pipeline, stop) = (Arc::clone(&engine), Arc::clone(&pipeline), stop.clone());
+        tokio::task::spawn_blocking(move || {
+            let samples = vec![sample(&pipeline, seed, steps)];
+            engine.denoise("tiny-sdxl", &pipeline, samples, &stop, false, &mut |_| {})
+        })
+    };
+    let stop = CancellationToken::new();
+    let (endless, other) = (run(1, 1000, &stop), run(2, 8, &never));
+    other.await.unwrap().unwrap();
+    stop.cancel();
+    assert_eq!(endless.await.unwrap().unwrap_err(), DenoiseError::Interrupted);
+    run(3, 2, &never).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_borrowed_model_stays_until_it_is_given_back() {
+    let (engine, _events, _) = start(options());
+    let engine = Arc::new(engine);
+    let borrower = Arc::clone(&engine);
+    let borrow =
+        tokio::task::spawn_blocking(move || borrower.borrow_model("tiny-sdxl", &CancellationToken::new()));
+    let pipeline = borrow.await.unwrap().unwrap();
+    let refused = engine.unload("tiny-sdxl").await;
+    assert_eq!(refused, Err(ModelError::InUse { model: "tiny-sdxl".into() }));
+    drop(pipeline);
+    engine.unload("tiny-sdxl").await.unwrap();
 }

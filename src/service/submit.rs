@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use jiff::Timestamp;
 
 use super::{Service, ServiceError, Submission, TaskView};
-use crate::engine::{Job, JobId, Viewers};
+use crate::engine::{Content, Job, JobId, Viewers};
 use crate::metrics::{ByCache, ByOutcome, ByReason, ByStatus};
 use crate::store::{Inserted, StorageError, StoreError};
 use crate::task::{DrawnImage, NewTask, Owner, Task, TaskId, TaskStatus};
@@ -276,7 +276,7 @@ fn jobs(task: &Task, viewers: &Viewers) -> Vec<Job> {
         .filter(missing)
         .map(|index| Job {
             id: JobId { task: task.id.clone(), index },
-            spec: Arc::new(task.images[index].clone()),
+            content: Content::Picture(Arc::new(task.images[index].clone())),
             owner: task.owner.clone(),
             priority: task.priority,
             viewers: viewers.clone(),

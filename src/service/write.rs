@@ -23,8 +23,7 @@ impl Service {
     pub(super) async fn write(&self, drawn: Drawn) {
         let Ok(_writing) = self.0.writers.acquire().await else { return };
         let started = Instant::now();
-        let Drawn { job, width, height, rgb, alpha, warnings, usage, unwritten } = drawn;
-        let spec = std::sync::Arc::clone(&job.spec);
+        let Drawn { job, spec, width, height, rgb, alpha, warnings, usage, unwritten } = drawn;
         let format = spec.format;
         let (service, described) = (self.clone(), std::sync::Arc::clone(&spec));
         let encode = move || {

@@ -2,6 +2,7 @@
 //! queue for the next step batch, start what joins (`start`), make one step, hand finished latents to the decoder
 //! (`step`).
 
+mod lend;
 mod start;
 mod step;
 
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 use candle_core::Device;
 use darkroom_pipelines::{LatentPreview, Pipeline, Sample, Source};
 
+use super::borrow::Lending;
 use super::companions::Companions;
 use super::decode::{self, Finished};
 use super::detail::Part;
@@ -24,7 +26,7 @@ use super::prompt_cache::PromptCache;
 use super::queue::{Joins, Places, StepBatch, Ticket};
 use super::residency::{Arrival, Want, Weights};
 use super::sources::SourceThread;
-use super::{Control, EngineEvent, ModelError, Reply, Shared, State};
+use super::{Control, ModelError, Reply, Shared, State};
 use crate::metrics::{ByDevice, ByModel};
 use crate::task::{TaskError, TaskErrorKind, Usage};
 
@@ -69,6 +71,8 @@ struct DeviceThread {
     /// What memory has taught about batch sizes.
     caps: HashMap<BatchKey, usize>,
     loading: Vec<(Arc<str>, Reply)>,
+    /// Who waits for weights.
+    lending: Vec<Lending>,
     evictions_counted: u64,
 }
 
@@ -105,6 +109,7 @@ pub(super) fn spawn(shared: &Arc<Shared>, index: usize) -> std::io::Result<JoinH
         inbox,
         caps: HashMap::new(),
         loading: Vec::new(),
+        lending: Vec::new(),
         evictions_counted: 0,
     };
     thread::Builder::new().name(format!("darkroom-device-{index}")).spawn(move || {
@@ -128,6 +133,7 @@ impl DeviceThread {
             self.take_in_arrivals(arrivals, &mut state);
             self.take_in_cancelled(&mut state);
             self.take_in_controls(&mut state);
+            self.lend();
             let batch = self.next_batch(&mut state);
             self.publish(&mut state);
             match batch {
@@ -276,6 +282,7 @@ impl DeviceThread {
                 }
                 Control::Unload { model, reply } => {
                     let used = self.active.iter().any(|a| a.ticket.key.model == model)
+                        || self.weights.is_borrowed(&model)
                         || state.queue.wanted_models().contains(&model)
                         || self.loading.iter().any(|(loading, _)| *loading == model);
                     let answer = if used {
@@ -287,6 +294,7 @@ impl DeviceThread {
                     };
                     let _ = reply.send(answer);
                 }
+                Control::Lend(lending) => self.lending.push(lending),
             }
         }
     }
@@ -296,8 +304,7 @@ impl DeviceThread {
         let now = Instant::now();
         let mut later: HashMap<Arc<str>, Places> = HashMap::new();
         let wanted = state.queue.wanted_models();
-        let mut needed: HashSet<Arc<str>> =
-            self.active.iter().map(|active| Arc::clone(&active.ticket.key.model)).collect();
+        let mut needed = self.needed_models();
         for model in wanted {
             let mut want = self.weights.want(&model, &|id| needed.contains(id), now);
             if want == Want::NeedsRoom {
@@ -326,13 +333,20 @@ impl DeviceThread {
         let busy = self.active.len() - gathering;
         let any = (2 * options.max_batch).saturating_sub(busy);
         let any = any.min((4 * options.max_batch).saturating_sub(self.active.len())).min(urgent);
-        let joins = Joins { any, urgent };
+        // Who has waited long for weights that find no room gets it when what runs has ended.
+        let joins = if self.lends_late(now) { Joins { any: 0, urgent: 0 } } else { Joins { any, urgent } };
         let places = |key: &BatchKey| later.get(&key.model).copied().unwrap_or_else(|| self.places(key));
         let mut batch = state.queue.next_batch(&running, &places, joins, now)?;
         for position in &mut batch.advance {
             *position = stepping[*position];
         }
         Some(batch)
+    }
+
+    /// Models that must stay: of samples under way, and those that somebody waits to borrow.
+    fn needed_models(&self) -> HashSet<Arc<str>> {
+        let active = self.active.iter().map(|active| &active.ticket.key.model);
+        active.chain(self.lending.iter().filter_map(Lending::model)).cloned().collect()
     }
 
     fn stepping(&self) -> impl Iterator<Item = usize> + '_ {
@@ -364,6 +378,9 @@ impl DeviceThread {
 
     fn publish(&mut self, state: &mut State) {
         state.residency[self.index] = self.weights.states();
+        if self.index == 0 {
+            state.resident = self.weights.resident();
+        }
         let metrics = &self.shared.metrics;
         let device = ByDevice { device: self.shared.options.devices[self.index].clone() };
         metrics
@@ -380,7 +397,7 @@ impl DeviceThread {
         self.shared.lock().queue.ended(&job);
         match active.part {
             Some(part) => self.give_up_face(part, error.message),
-            None => self.shared.tell(EngineEvent::Failed { job: job.id, error }),
+            None => self.shared.failed(job, error),
         }
     }
 
@@ -396,7 +413,7 @@ impl DeviceThread {
     fn refuse_model(&self, model: &str, message: &str, state: &mut State) {
         for job in state.queue.remove_model(model) {
             let error = TaskError { kind: TaskErrorKind::ModelUnavailable, message: message.to_owned() };
-            self.shared.tell(EngineEvent::Failed { job: job.id, error });
+            self.shared.failed(job, error);
         }
     }
 }

@@ -14,6 +14,7 @@ use super::{Active, DeviceThread, Phase, sample_bytes};
 use crate::engine::EngineEvent;
 use crate::engine::companions::Gathered;
 use crate::engine::finish::Finishing;
+use crate::engine::job::Content;
 use crate::engine::queue::StepBatch;
 use crate::engine::split::in_halves;
 use crate::metrics::{ByCache, ByPriority};
@@ -27,16 +28,27 @@ impl DeviceThread {
             let waited = ticket.since.elapsed();
             let priority = ByPriority { priority: ticket.job.priority.name() };
             self.shared.metrics.queue_wait.get_or_create(&priority).observe(waited.as_secs_f64());
-            self.shared.tell(EngineEvent::Started { job: ticket.job.id.clone(), waited });
-            let phase = match ticket.job.spec.source {
-                SourceSpec::Empty => Phase::Opened(Source::Empty {
-                    width: ticket.job.spec.width,
-                    height: ticket.job.spec.height,
-                }),
-                SourceSpec::Image { .. } => {
-                    self.sources.request(ticket.job.id.clone(), Arc::clone(&ticket.job.spec));
-                    Phase::Opening
+            let phase = match &ticket.job.content {
+                Content::Picture(spec) => {
+                    self.shared.tell(EngineEvent::Started { job: ticket.job.id.clone(), waited });
+                    match spec.source {
+                        SourceSpec::Empty => {
+                            Phase::Opened(Source::Empty { width: spec.width, height: spec.height })
+                        }
+                        SourceSpec::Image { .. } => {
+                            self.sources.request(ticket.job.id.clone(), Arc::clone(spec));
+                            Phase::Opening
+                        }
+                    }
                 }
+                Content::Latent(latent) => match latent.take() {
+                    Some((sample, pipeline)) => Phase::Stepping { sample, pipeline },
+                    // A sample is started once; who waits for it has heard of its end.
+                    None => {
+                        self.shared.lock().queue.ended(&ticket.job);
+                        continue;
+                    }
+                },
             };
             let usage = Usage::default();
             let finishing = Finishing::default();
@@ -94,7 +106,7 @@ impl DeviceThread {
                 continue;
             }
             let Phase::Opened(source) = &active.phase else { continue };
-            let spec = &active.ticket.job.spec;
+            let Content::Picture(spec) = &active.ticket.job.content else { continue };
             let (loras, controls) = match self.companions.gather(model, pipeline, spec, now) {
                 Gathered::Ready { loras, controls, finishing } => {
                     active.finishing = finishing;

@@ -8,12 +8,12 @@ use darkroom_pipelines::{LatentPreview, LoraSet, Pipeline, Sample};
 
 use super::{Active, DeviceThread, Finished, Phase};
 use crate::engine::companions::{Companions, ROUNDING};
-use crate::engine::job::BatchKey;
+use crate::engine::job::{BatchKey, Content};
 use crate::engine::queue::Ticket;
 use crate::engine::split::in_halves;
 use crate::engine::{EngineEvent, Unwritten};
 use crate::metrics::{ByModel, ByWay};
-use crate::task::{ImageSpec, TaskError, TaskErrorKind};
+use crate::task::{TaskError, TaskErrorKind};
 
 /// Steps of samples that must be left for merging to be worth its cost.
 const WORTH_MERGING: usize = 16;
@@ -91,13 +91,18 @@ impl DeviceThread {
                 // Faces have no place in the progress: how many there are shows only when the whole is decoded.
                 if let (Phase::Stepping { sample, .. }, None) = (&active.phase, &active.part) {
                     let (done, total) = sample.progress();
-                    stepped.push((job.id.clone(), done, total));
+                    match &job.content {
+                        Content::Picture(_) => stepped.push((job.id.clone(), done, total)),
+                        Content::Latent(latent) => latent.stepped(done, total),
+                    }
                 }
             }
             state.queue.forecast.measured(&key.model, work, elapsed);
             state.step_batch = indices.len();
         }
-        self.shared.tell(EngineEvent::Stepped { samples: stepped });
+        if !stepped.is_empty() {
+            self.shared.tell(EngineEvent::Stepped { samples: stepped });
+        }
 
         let mut failed: Vec<(usize, String)> =
             outcome.failed.into_iter().map(|(i, error)| (indices[i], error)).collect();
@@ -158,34 +163,33 @@ impl DeviceThread {
             else {
                 continue;
             };
-            match (sample.is_broken(), sample.latent()) {
-                (Ok(false), Some(latent)) => {
-                    let latent = latent.clone();
-                    self.shared.unwritten.fetch_add(1, Ordering::Relaxed);
-                    let unwritten = Unwritten(Arc::clone(&self.shared));
-                    let Active { ticket, usage, finishing, part, .. } = active;
-                    self.shared.lock().queue.ended(&ticket.job);
-                    let side = self.weights.get(&ticket.key.model).map_or(0, |resident| {
-                        resident.entry.defaults.width.max(resident.entry.defaults.height)
-                    });
-                    let finished = Finished {
-                        job: ticket.job,
-                        pipeline,
-                        latent,
-                        usage,
-                        unwritten,
-                        finishing,
-                        part,
-                        side,
-                    };
-                    // The decoder ends before this thread only by a panic, which has been logged.
-                    let _ = self.decoder.send(finished);
-                }
+            let latent = match (sample.is_broken(), sample.latent()) {
+                (Ok(false), Some(latent)) => latent.clone(),
                 _ => {
-                    let message = no_numbers(&active.ticket.job.spec);
+                    let message = no_numbers(&active.ticket.job.content);
                     self.fail(active, TaskError { kind: TaskErrorKind::InvalidRequest, message });
+                    continue;
                 }
-            }
+            };
+            let Active { ticket, usage, finishing, part, .. } = active;
+            self.shared.lock().queue.ended(&ticket.job);
+            let spec = match &ticket.job.content {
+                Content::Picture(spec) => Arc::clone(spec),
+                Content::Latent(job) => {
+                    job.done(latent, sample.last_denoised().cloned());
+                    continue;
+                }
+            };
+            self.shared.unwritten.fetch_add(1, Ordering::Relaxed);
+            let unwritten = Unwritten(Arc::clone(&self.shared));
+            let side = self
+                .weights
+                .get(&ticket.key.model)
+                .map_or(0, |resident| resident.entry.defaults.width.max(resident.entry.defaults.height));
+            let job = ticket.job;
+            let finished = Finished { job, spec, pipeline, latent, usage, unwritten, finishing, part, side };
+            // The decoder ends before this thread only by a panic, which has been logged.
+            let _ = self.decoder.send(finished);
         }
     }
 
@@ -194,7 +198,7 @@ impl DeviceThread {
         let Some(every) = self.shared.options.preview_every else { return };
         for active in &mut self.active {
             let due = active.previewed.is_none_or(|last| now.saturating_duration_since(last) >= every);
-            if !due || active.part.is_some() || !active.ticket.job.viewers.any() {
+            if !due || active.part.is_some() || !active.ticket.job.wants_previews() {
                 continue;
             }
             let Phase::Stepping { sample, pipeline } = &active.phase else { continue };
@@ -204,18 +208,25 @@ impl DeviceThread {
             let Some(preview) = preview else { continue };
             let Ok(picture) = preview.render(sample.preview_latent()) else { continue };
             active.previewed = Some(now);
-            self.shared.tell(EngineEvent::Preview {
-                job: active.ticket.job.id.clone(),
-                width: picture.width(),
-                height: picture.height(),
-                rgb: picture.to_rgb8(),
-            });
+            let (width, height, rgb) = (picture.width(), picture.height(), picture.to_rgb8());
+            match &active.ticket.job.content {
+                Content::Picture(_) => {
+                    let job = active.ticket.job.id.clone();
+                    self.shared.tell(EngineEvent::Preview { job, width, height, rgb });
+                }
+                Content::Latent(latent) => latent.previewed(width, height, rgb),
+            }
         }
     }
 }
 
 /// What to do about a picture that turned into values that are no numbers.
-fn no_numbers(spec: &ImageSpec) -> String {
+fn no_numbers(content: &Content) -> String {
+    let Content::Picture(spec) = content else {
+        return "the latent turned into values that are no numbers: lower cfg, the strengths and the weights in the \
+                prompt; if it stays, the model's file or that of a LoRA or ControlNet is damaged"
+            .into();
+    };
     let guides = spec
         .loras
         .iter()
