@@ -126,7 +126,7 @@ fn decode(shared: &Shared, batch: Vec<Finished>, inbox: &Sender<Vec<Part>>) {
                 };
                 let started = Instant::now();
                 match detail::look(detail, side, whole) {
-                    Looked::Nothing(whole) => finish(shared, whole),
+                    Looked::Nothing(whole) => finish(shared, *whole),
                     // The device ends after this thread.
                     Looked::Parts(parts) => drop(inbox.send(parts)),
                 }

@@ -58,7 +58,7 @@ pub(super) enum Looked {
     /// They are to be drawn.
     Parts(Vec<Part>),
     /// There is nothing to draw.
-    Nothing(Detailed),
+    Nothing(Box<Detailed>),
 }
 
 /// Finds the places of `picture` that its spec wants drawn once more. `side` is what the model draws best.
@@ -70,12 +70,12 @@ pub(super) fn look(detail: &DetailSpec, side: usize, mut whole: Detailed) -> Loo
     let crops = match found {
         Ok(crops) if crops.is_empty() => {
             whole.warnings.push("no face was found that is small enough to gain from the detail pass".into());
-            return Looked::Nothing(whole);
+            return Looked::Nothing(Box::new(whole));
         }
         Ok(crops) => crops,
         Err(error) => {
             whole.warnings.push(format!("the detail pass was left out: {error}"));
-            return Looked::Nothing(whole);
+            return Looked::Nothing(Box::new(whole));
         }
     };
     let Detailed { job, spec, picture, usage, warnings, unwritten, finishing } = whole;
