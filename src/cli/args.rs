@@ -9,6 +9,7 @@ use darkroom_models::Precision;
 use darkroom_pipelines::sampler::SamplerKind;
 use darkroom_pipelines::schedule::Scheduler;
 
+use super::bench::BenchArgs;
 use super::guide_args::{ControlArg, LoraArg, TemplatesArg};
 use super::options::{All, ConfigFlags, Listening, Storage};
 use super::preprocess::PreprocessArgs;
@@ -61,6 +62,8 @@ pub(super) enum Command {
     Config(ConfigArgs),
     /// Ask a running server whether it is well: exit status 0 if it is, else 1
     Health(HealthArgs),
+    /// Compare Darkroom with another server that speaks ComfyUI's API: speed, overhead, pictures
+    Bench(BenchArgs),
     /// Make, list and revoke API keys
     Keys(KeysArgs),
 }

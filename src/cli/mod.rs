@@ -2,6 +2,7 @@
 //! `run` alone talks to networks, so that a server can take its place.
 
 mod args;
+mod bench;
 mod config;
 mod error;
 mod generate;
@@ -43,6 +44,7 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => serve::run(args, cli.verbose, cli.quiet),
         Command::Config(args) => config::run(args),
         Command::Health(args) => health::run(args),
+        Command::Bench(args) => bench::run(args, cli.quiet),
         Command::Keys(args) => keys::run(args),
     };
     match done {
