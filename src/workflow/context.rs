@@ -10,6 +10,7 @@ use super::event::{Event, Listener};
 use super::folders::Folders;
 use super::image::{Image, Mask};
 use super::latent::Latent;
+use super::metadata::Metadata;
 use super::value::{Clip, Cond, ControlNet, Model, Vae, Value};
 use crate::catalog::Catalog;
 use crate::engine::Engine;
@@ -82,6 +83,8 @@ pub struct Context<'a> {
     pub prompt: &'a Json,
     /// `extra_data.extra_pnginfo`.
     pub extra_pnginfo: Option<&'a Json>,
+    /// Both as pictures carry them.
+    pub metadata: &'a Metadata,
 }
 
 impl Context<'_> {
@@ -143,6 +146,8 @@ impl Inputs {
         boolean: Boolean => bool;
         /// A whole number.
         int: Int => i128;
+        /// Everything that came on one input, for nodes that take lists whole.
+        list: List => Vec<Value>;
     }
 
     /// The value, if it is there.

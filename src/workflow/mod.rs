@@ -7,7 +7,8 @@
 //! - [`registry`] knows all nodes; `nodes/` has them, a section of a file each;
 //! - [`context`] is what a node can reach while it runs;
 //! - [`folders`] keeps names of files inside the folders they belong to;
-//! - [`event`] is what is told while a prompt runs.
+//! - [`event`] is what is told while a prompt runs;
+//! - [`ordered`] is JSON that keeps its order, [`metadata`] what pictures carry of it.
 
 pub mod context;
 pub mod event;
@@ -15,7 +16,10 @@ pub mod folders;
 pub mod image;
 pub mod interface;
 pub mod latent;
+pub mod metadata;
 pub mod nodes;
+pub mod ordered;
+pub mod python;
 pub mod registry;
 pub mod value;
 
@@ -25,5 +29,7 @@ pub use folders::{FileType, Folders};
 pub use image::{Image, Mask};
 pub use interface::{Interface, NodeOutput};
 pub use latent::Latent;
+pub use metadata::Metadata;
+pub use ordered::Ordered;
 pub use registry::{Node, Registry};
 pub use value::{Kind, Value};

@@ -49,11 +49,11 @@ impl Kind {
     }
 
     /// Whether what comes out of a socket of type `from` may go into one of this type (ComfyUI's
-    /// `validate_node_input`): the same name, a wildcard on either side, or one of a list `A,B`.
+    /// `validate_node_input`): the same name, a wildcard on either side, or a name that lists `A,B` have in common.
     pub fn accepts(self, from: Self) -> bool {
         let any = |kind: Self| kind.0 == "*";
         let parts = |kind: Self| kind.0.split(',').map(str::trim);
-        any(self) || any(from) || parts(from).all(|part| parts(self).any(|own| own == part))
+        any(self) || any(from) || parts(from).any(|part| parts(self).any(|own| own == part))
     }
 }
 
@@ -272,6 +272,8 @@ pub enum Value {
     LoraStack(Vec<LoraSpec>),
     /// A detector of faces or other things, by its file's name (`BBOX_DETECTOR`, `SEGM_DETECTOR`).
     Detector(Arc<str>),
+    /// What a node that takes lists whole (`Interface::takes_lists`) gets for each input.
+    List(Vec<Self>),
     /// Plain data: inputs that are objects or lists, and what has no other type.
     Json(Json),
     /// Nothing (Python's `None`).
@@ -294,6 +296,7 @@ impl Value {
             Self::Sigmas(sigmas) => size_of_val(&**sigmas),
             Self::String(text) => text.len(),
             Self::Json(json) => json.to_string().len(),
+            Self::List(values) => values.iter().map(Self::bytes).sum(),
             _ => 0,
         };
         own + LEAST

@@ -1,0 +1,53 @@
+//! What pictures carry of the prompt that made them: text chunks as ComfyUI writes them, byte for byte.
+
+use std::sync::OnceLock;
+
+use super::ordered::Ordered;
+use super::python;
+
+/// The prompt and `extra_pnginfo`, written out only where a node asks for them.
+#[derive(Debug, Default)]
+pub struct Metadata {
+    prompt: Option<Ordered>,
+    extra_pnginfo: Option<Ordered>,
+    chunks: OnceLock<Vec<(String, String)>>,
+}
+
+impl Metadata {
+    /// Of a prompt and its `extra_data.extra_pnginfo`.
+    pub fn new(prompt: Ordered, extra_pnginfo: Option<Ordered>) -> Self {
+        Self { prompt: Some(prompt), extra_pnginfo, chunks: OnceLock::new() }
+    }
+
+    /// Keywords and texts: `prompt`, then each key of `extra_pnginfo`, as Python's `json.dumps` writes them.
+    pub fn chunks(&self) -> &[(String, String)] {
+        self.chunks.get_or_init(|| {
+            let mut chunks = Vec::new();
+            if let Some(prompt) = &self.prompt {
+                chunks.push(("prompt".to_owned(), python::dumps(prompt)));
+            }
+            if let Some(Ordered::Object(extra)) = &self.extra_pnginfo {
+                chunks.extend(extra.iter().map(|(key, value)| (key.clone(), python::dumps(value))));
+            }
+            chunks
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_are_what_python_writes_in_the_order_it_came_in() {
+        let json = |text| serde_json::from_str::<Ordered>(text).unwrap();
+        let prompt = json(r#"{"9":{"inputs":{"text":"é\n","cfg":7.0,"tiny":1e-5,"huge":1e16},"class_type":"A"}}"#);
+        let metadata = Metadata::new(prompt, Some(json(r#"{"workflow":{"b":[],"a":{}},"x":1}"#)));
+        let prompt = concat!(
+            r#"{"9": {"inputs": {"text": "\u00e9\n", "cfg": 7.0, "tiny": 1e-05, "huge": 1e+16}, "#,
+            r#""class_type": "A"}}"#
+        );
+        let chunks: Vec<_> = metadata.chunks().iter().map(|(key, text)| (&**key, &**text)).collect();
+        assert_eq!(chunks, [("prompt", prompt), ("workflow", r#"{"b": [], "a": {}}"#), ("x", "1")]);
+    }
+}
