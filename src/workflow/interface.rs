@@ -19,6 +19,12 @@ pub enum Choices {
     },
     /// The files of the input folder.
     InputFiles,
+    /// Those of them that are pictures.
+    InputPictures,
+    /// Those of them that are latents (`.latent`).
+    InputLatents,
+    /// What the front end asks a route for, so that any name may come.
+    Remote,
 }
 
 /// What an input takes.
@@ -137,6 +143,21 @@ pub fn model_file(name: &'static str, folder: &'static str) -> Input {
 /// A file of the input folder.
 pub fn input_file(name: &'static str) -> Input {
     input(name, Socket::Combo { choices: Choices::InputFiles, tagged: false })
+}
+
+/// A picture of the input folder.
+pub fn input_picture(name: &'static str) -> Input {
+    input(name, Socket::Combo { choices: Choices::InputPictures, tagged: false })
+}
+
+/// A latent of the input folder.
+pub fn input_latent(name: &'static str) -> Input {
+    input(name, Socket::Combo { choices: Choices::InputLatents, tagged: false })
+}
+
+/// One of a list that the front end asks a route for.
+pub fn remote(name: &'static str) -> Input {
+    input(name, Socket::Combo { choices: Choices::Remote, tagged: true })
 }
 
 /// One output.
@@ -349,6 +370,7 @@ fn input_info(input: &Input, choices: &dyn Fn(&Choices) -> Vec<String>) -> Json 
         Socket::String => json!("STRING"),
         Socket::Boolean => json!("BOOLEAN"),
         Socket::Combo { choices: list, tagged: false } => json!(choices(list)),
+        Socket::Combo { choices: Choices::Remote, .. } => json!("COMBO"),
         Socket::Combo { choices: list, tagged: true } => {
             options.insert("options".into(), json!(choices(list)));
             json!("COMBO")
