@@ -18,6 +18,7 @@ pub mod preprocess;
 mod preview;
 pub mod prompt;
 mod request;
+pub mod resample;
 mod sample;
 pub mod sampler;
 pub mod schedule;

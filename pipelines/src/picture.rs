@@ -3,6 +3,7 @@
 use candle_core::{Device, Tensor};
 
 use crate::PipelineError;
+use crate::resample::{self, Crop, Filter, Raster};
 
 /// An RGB picture, `[height, width, 3]`, values in `0..=1`.
 #[derive(Debug, Clone, PartialEq)]
@@ -146,16 +147,10 @@ impl Mask {
         if (width, height) == (self.width, self.height) {
             return self.clone();
         }
-        let columns = Taps::all(self.width, width);
-        let rows = Taps::all(self.height, height);
-        let mut data = Vec::with_capacity(width * height);
-        for y in &rows {
-            let (top, bottom) = (&self.data[y.low * self.width..], &self.data[y.high * self.width..]);
-            data.extend(columns.iter().map(|x| {
-                let blend = |row: &[f32]| (1.0 - x.weight) * row[x.low] + x.weight * row[x.high];
-                (1.0 - y.weight) * blend(top) + y.weight * blend(bottom)
-            }));
-        }
+        let raster = Raster::new(&self.data, self.width, self.height, 1);
+        let scale = |raster| resample::scale(raster, width, height, Filter::Bilinear, Crop::Disabled);
+        // A mask is never empty.
+        let data = raster.map_or_else(|| vec![0.0; width * height], scale);
         Self { width, height, data }
     }
 
@@ -208,26 +203,6 @@ impl Mask {
     /// `[1, height, width]`.
     pub(crate) fn to_tensor(&self, device: &Device) -> Result<Tensor, PipelineError> {
         Ok(Tensor::from_slice(&self.data, (1, self.height, self.width), device)?)
-    }
-}
-
-/// The two source pixels of one target pixel and the weight of the second.
-struct Taps {
-    low: usize,
-    high: usize,
-    weight: f32,
-}
-
-impl Taps {
-    fn all(from: usize, to: usize) -> Vec<Self> {
-        let scale = from as f32 / to as f32;
-        (0..to)
-            .map(|i| {
-                let source = (scale * (i as f32 + 0.5) - 0.5).max(0.0);
-                let low = (source as usize).min(from - 1);
-                Self { low, high: (low + 1).min(from - 1), weight: source - low as f32 }
-            })
-            .collect()
     }
 }
 

@@ -1,9 +1,8 @@
 //! Fits an input picture to a size that was asked for: scaled until it covers the size, cut at the centre.
 
-use darkroom_pipelines::preprocess::resize::{Crop, Filter, resize};
+use darkroom_pipelines::preprocess::resize::resize;
+use darkroom_pipelines::resample::{Crop, Filter, Raster, lanczos_floats};
 use darkroom_pipelines::{Mask, Picture};
-use image::imageops::{self, FilterType, crop_imm};
-use image::{ImageBuffer, Luma};
 
 /// `picture` scaled (Lanczos) to cover `width` × `height` and cut to it at the centre, as ComfyUI's `ImageScale` with
 /// `upscale_method = lanczos` and `crop = center` does it; one that has the size stays as it is. `None` for a size
@@ -20,22 +19,8 @@ pub fn cover_mask(mask: &Mask, width: usize, height: usize) -> Option<Mask> {
     if width == 0 || height == 0 {
         return None;
     }
-    let (w, h) = (mask.width() as f64, mask.height() as f64);
-    let target = width as f64 / height as f64;
-    // The largest centred part that has the target's shape.
-    let (mut x, mut y) = (0.0, 0.0);
-    if w / h > target {
-        x = ((w - h * target) / 2.0).round();
-    } else {
-        y = ((h - w / target) / 2.0).round();
-    }
-    let side = |length: f64| (length as u32).max(1);
-    let (from_width, from_height) = (mask.width() as u32, mask.height() as u32);
-    let source = ImageBuffer::<Luma<f32>, Vec<f32>>::from_raw(from_width, from_height, mask.data().to_vec())?;
-    let part = crop_imm(&source, x as u32, y as u32, side(w - 2.0 * x), side(h - 2.0 * y)).to_image();
-    let mut data = imageops::resize(&part, width as u32, height as u32, FilterType::Lanczos3).into_raw();
-    data.iter_mut().for_each(|value| *value = value.clamp(0.0, 1.0)); // Lanczos overshoots at edges
-    Mask::new(width, height, data)
+    let raster = Raster::new(mask.data(), mask.width(), mask.height(), 1)?;
+    Mask::new(width, height, lanczos_floats(raster, width, height, Crop::Center))
 }
 
 #[cfg(test)]

@@ -3,8 +3,15 @@
 use std::ops::Range;
 
 use super::feather::profile;
-use super::{DetailError, resample};
+use super::DetailError;
+use crate::resample::{self, Raster, lanczos_floats};
 use crate::{Mask, Picture};
+
+/// `[height, width, 3]` at another size; nothing where there is nothing.
+fn scaled(data: &[f32], from: (usize, usize), to: (usize, usize)) -> Vec<f32> {
+    let raster = Raster::new(data, from.0, from.1, 3);
+    raster.map_or_else(Vec::new, |raster| lanczos_floats(raster, to.0, to.1, resample::Crop::Disabled))
+}
 
 /// A part of a picture that is drawn again larger. Made by [`crops`](super::crops).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,7 +64,7 @@ impl Crop {
         for row in rows.skip(self.rows.start).take(self.rows.len()) {
             data.extend(row.iter().skip(self.columns.start * 3).take(self.columns.len() * 3));
         }
-        let data = resample::lanczos(&data, self.size(), self.working);
+        let data = scaled(&data, self.size(), self.working);
         let (width, height) = self.working;
         Picture::new(width, height, data).ok_or(DetailError::Size {
             what: "the crop",
@@ -94,7 +101,7 @@ impl Crop {
     pub fn paste(&self, into: &mut Picture, detailed: &Picture) -> Result<(), DetailError> {
         self.check("the picture", into, self.picture)?;
         self.check("the detailed crop", detailed, self.working)?;
-        let new = resample::lanczos(detailed.data(), self.working, self.size());
+        let new = scaled(detailed.data(), self.working, self.size());
         let (across, down) = self.profiles();
         let pitch = self.picture.0 * 3;
         let old = into.data_mut().chunks_exact_mut(pitch).skip(self.rows.start);

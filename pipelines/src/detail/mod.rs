@@ -15,7 +15,6 @@ mod feather;
 mod layout;
 mod options;
 mod region;
-mod resample;
 
 pub use components::{MAX_MASK_BOXES, boxes_of_mask};
 pub use crop::Crop;
