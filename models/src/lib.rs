@@ -13,6 +13,7 @@ pub mod lora;
 pub mod matting;
 pub mod tokenizer;
 pub mod unet;
+pub mod upscaler;
 pub mod vae;
 pub mod weights;
 
