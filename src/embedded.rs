@@ -36,6 +36,8 @@ pub fn auxiliaries(kind: AuxiliaryKind) -> &'static [(&'static str, &'static [u8
     match kind {
         AuxiliaryKind::Lora => LORAS,
         AuxiliaryKind::ControlNet => CONTROL_NETS,
-        AuxiliaryKind::Depth | AuxiliaryKind::Detector | AuxiliaryKind::Matting => &[],
+        AuxiliaryKind::Depth | AuxiliaryKind::Detector | AuxiliaryKind::Matting | AuxiliaryKind::Upscaler => {
+            &[]
+        }
     }
 }

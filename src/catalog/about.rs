@@ -8,6 +8,7 @@ use std::time::SystemTime;
 
 use darkroom_models::controlnet::{ControlNetFamily, ControlNetForm, ControlNetKind};
 use darkroom_models::lora::{Family, LoraFile};
+use darkroom_models::upscaler::Architecture;
 use darkroom_models::weights::{Header, WeightFile};
 use serde_json::Value;
 
@@ -113,6 +114,9 @@ fn about(kind: AuxiliaryKind, file: &Arc<WeightFile>) -> Result<About, String> {
     match kind {
         AuxiliaryKind::Lora => lora(file),
         AuxiliaryKind::ControlNet => control_net(file.header()),
+        AuxiliaryKind::Upscaler => {
+            Architecture::detect(file).map_err(|error| error.to_string()).map(|_| About::default())
+        }
         AuxiliaryKind::Depth | AuxiliaryKind::Detector | AuxiliaryKind::Matting => Ok(About::default()),
     }
 }

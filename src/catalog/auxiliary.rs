@@ -1,4 +1,4 @@
-//! What works beside a model: LoRAs, ControlNets, and the networks that find faces, depth and backgrounds. They lie
+//! What works beside a model: LoRAs, ControlNets, upscalers, and the networks that find faces, depth and backgrounds. They lie
 //! in the models folder where ComfyUI and its common extensions keep them; some are built in.
 
 use std::path::PathBuf;
@@ -24,6 +24,8 @@ pub enum AuxiliaryKind {
     Detector,
     /// A network that cuts the subject out of its background.
     Matting,
+    /// A network that enlarges pictures.
+    Upscaler,
 }
 
 impl AuxiliaryKind {
@@ -35,6 +37,7 @@ impl AuxiliaryKind {
             Self::Depth => "depth network",
             Self::Detector => "detector",
             Self::Matting => "background remover",
+            Self::Upscaler => "upscale model",
         }
     }
 
@@ -46,6 +49,7 @@ impl AuxiliaryKind {
             Self::Depth => &["depthanything", "depth"],
             Self::Detector => &["ultralytics/bbox", "ultralytics"],
             Self::Matting => &["RMBG", "background_removal"],
+            Self::Upscaler => &["upscale_models"],
         }
     }
 }

@@ -18,6 +18,7 @@ use darkroom_models::depth::DepthEstimator;
 use darkroom_models::face_detector::FaceDetector;
 use darkroom_models::lora::Lora;
 use darkroom_models::matting::BackgroundRemover;
+use darkroom_models::upscaler::Upscaler;
 use darkroom_pipelines::{Control, LoraSet, Pipeline, StackedLora};
 
 use super::finish::Finishing;
@@ -48,6 +49,8 @@ pub(super) enum Key {
     Detector { detector: String },
     /// A network that takes backgrounds out.
     Remover { remover: String },
+    /// A network that enlarges pictures.
+    Upscaler { upscaler: String },
     /// The network that estimates depth.
     Depth,
     /// A picture as a ControlNet sees it.
@@ -66,7 +69,7 @@ impl Key {
     /// The model that it is for; `None`: for any.
     fn model(&self) -> Option<&str> {
         match self {
-            Self::Detector { .. } | Self::Remover { .. } | Self::Depth => None,
+            Self::Detector { .. } | Self::Remover { .. } | Self::Upscaler { .. } | Self::Depth => None,
             Self::Lora { model, .. }
             | Self::LoraSet { model, .. }
             | Self::Merged { model, .. }
@@ -84,6 +87,7 @@ pub(super) enum Value {
     ControlNet(Arc<ControlNet>),
     Detector(Arc<FaceDetector>),
     Remover(Arc<BackgroundRemover>),
+    Upscaler(Arc<Upscaler>),
     Depth(Arc<DepthEstimator>),
     Hint(Tensor),
 }
@@ -98,6 +102,7 @@ impl Value {
             Self::ControlNet(value) => Arc::strong_count(value) == 1,
             Self::Detector(value) => Arc::strong_count(value) == 1,
             Self::Remover(value) => Arc::strong_count(value) == 1,
+            Self::Upscaler(value) => Arc::strong_count(value) == 1,
             Self::Depth(value) => Arc::strong_count(value) == 1,
             Self::Hint(_) => true,
         }

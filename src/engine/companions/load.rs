@@ -9,6 +9,7 @@ use darkroom_models::depth::DepthEstimator;
 use darkroom_models::face_detector::FaceDetector;
 use darkroom_models::lora::{Lora, LoraFile};
 use darkroom_models::matting::BackgroundRemover;
+use darkroom_models::upscaler::Upscaler;
 use darkroom_models::weights::WeightFile;
 use darkroom_pipelines::preprocess::canny::{Canny, CannyMethod};
 use darkroom_pipelines::preprocess::depth;
@@ -131,6 +132,17 @@ pub(super) fn remover(catalog: &Arc<Catalog>, id: &str) -> Load {
         let remover = BackgroundRemover::from_file(&opened(&entry)?, &Device::Cpu);
         let remover = remover.map_err(|error| unusable(&entry, &error))?;
         Ok((Value::Remover(Arc::new(remover)), entry.bytes))
+    })
+}
+
+/// A network that enlarges pictures; on the CPU as well.
+pub(super) fn upscaler(catalog: &Arc<Catalog>, id: &str) -> Load {
+    let (catalog, id) = (Arc::clone(catalog), id.to_owned());
+    Box::new(move || {
+        let entry = entry(&catalog, AuxiliaryKind::Upscaler, &id)?;
+        let upscaler = Upscaler::from_file(&opened(&entry)?, &Device::Cpu);
+        let upscaler = upscaler.map_err(|error| unusable(&entry, &error))?;
+        Ok((Value::Upscaler(Arc::new(upscaler)), entry.bytes))
     })
 }
 
