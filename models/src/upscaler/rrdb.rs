@@ -65,10 +65,15 @@ impl Rrdb {
             pixels.clone()
         };
         let features = self.features(&seen)?;
-        let (_, height, width, _) = features.dims4()?;
-        let band = band_rows(&self.config, width);
+        let (_, _, width, _) = features.dims4()?;
+        self.in_bands(&features, band_rows(&self.config, width))
+    }
+
+    /// [`Self::enlarge`], `band` rows at a time.
+    fn in_bands(&self, features: &Tensor, band: usize) -> Result<Tensor> {
+        let (_, height, _, _) = features.dims4()?;
         if band >= height {
-            return self.enlarge(&features);
+            return self.enlarge(features);
         }
         let factor = 1 << self.doublings.len();
         let mut bands = Vec::with_capacity(height.div_ceil(band));
@@ -173,5 +178,39 @@ impl Dense {
         let all = Tensor::cat(&seen, 3)?;
         drop(seen);
         (self.last.forward(&all, Adapters::none())? * RESIDUAL)? + x
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use candle_core::Device;
+
+    use super::*;
+    use crate::upscaler::detect::{Architecture, open};
+    use crate::weights::WeightFile;
+
+    #[test]
+    fn bands_of_rows_give_what_the_whole_picture_gives() {
+        /// Sums of the same products: kernels divide the work by its size.
+        const TOLERANCE: f32 = 1e-5;
+        for name in ["esrgan_x1", "esrgan_plus_x2", "esrgan_x4", "real_x8"] {
+            let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+                .join(format!("tests/golden/upscaler/{name}.safetensors"));
+            let file = Arc::new(WeightFile::open(&path).unwrap());
+            let (Architecture::Rrdb(config), weights) = open(&file, &Device::Cpu).unwrap() else {
+                panic!("no ESRGAN")
+            };
+            let network = Rrdb::load(&config, &weights).unwrap();
+            let features = Tensor::randn(0f32, 1.0, (1, 13, 5, config.filters), &Device::Cpu).unwrap();
+            let whole = network.enlarge(&features).unwrap();
+            for band in [1, 3, 5, 12] {
+                let banded = network.in_bands(&features, band).unwrap();
+                let worst = (&banded - &whole).unwrap().abs().unwrap().max_all().unwrap();
+                assert!(worst.to_scalar::<f32>().unwrap() < TOLERANCE, "{name} by {band} rows");
+            }
+        }
     }
 }
