@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use darkroom_models::controlnet::ControlNet;
 use darkroom_models::face_detector::FaceDetector;
 use darkroom_models::matting::BackgroundRemover;
+use darkroom_models::upscaler::Upscaler;
 use darkroom_pipelines::{LoraSet, Pipeline};
 use tokio_util::sync::CancellationToken;
 
@@ -42,6 +43,7 @@ pub(super) enum Wish {
     ControlNet { model: Arc<str>, id: String },
     Detector(String),
     Remover(String),
+    Upscaler(String),
 }
 
 /// The same, there.
@@ -51,6 +53,7 @@ pub(super) enum Lent {
     ControlNet(Arc<ControlNet>),
     Detector(Arc<FaceDetector>),
     Remover(Arc<BackgroundRemover>),
+    Upscaler(Arc<Upscaler>),
 }
 
 /// Somebody who waits for it.
@@ -66,7 +69,7 @@ impl Lending {
     pub(super) fn model(&self) -> Option<&Arc<str>> {
         match &self.wish {
             Wish::Model(model) | Wish::Loras { model, .. } | Wish::ControlNet { model, .. } => Some(model),
-            Wish::Detector(_) | Wish::Remover(_) => None,
+            Wish::Detector(_) | Wish::Remover(_) | Wish::Upscaler(_) => None,
         }
     }
 
@@ -139,6 +142,11 @@ impl Engine {
         stop: &CancellationToken,
     ) -> Result<Arc<BackgroundRemover>, BorrowError> {
         lent!(self, Wish::Remover(id.to_owned()), stop, Remover)
+    }
+
+    /// A network that enlarges pictures.
+    pub fn borrow_upscaler(&self, id: &str, stop: &CancellationToken) -> Result<Arc<Upscaler>, BorrowError> {
+        lent!(self, Wish::Upscaler(id.to_owned()), stop, Upscaler)
     }
 
     fn borrow(&self, wish: Wish, stop: &CancellationToken) -> Result<Lent, BorrowError> {

@@ -303,6 +303,13 @@ impl Companions {
         Ok(if let Some(Value::Remover(known)) = value { Some(known) } else { None })
     }
 
+    /// A network that enlarges pictures.
+    pub(super) fn upscaler(&mut self, id: &str, now: Instant) -> Result<Option<Arc<Upscaler>>, TaskError> {
+        let key = Key::Upscaler { upscaler: id.to_owned() };
+        let value = self.get(key, |catalog| load::upscaler(catalog, id), now)?;
+        Ok(if let Some(Value::Upscaler(known)) = value { Some(known) } else { None })
+    }
+
     /// One that is there; else it is asked for.
     fn get(
         &mut self,

@@ -49,6 +49,7 @@ impl DeviceThread {
             }
             Wish::Detector(id) => Ok(self.companions.detector(id, now).map_err(refused)?.map(Lent::Detector)),
             Wish::Remover(id) => Ok(self.companions.remover(id, now).map_err(refused)?.map(Lent::Remover)),
+            Wish::Upscaler(id) => Ok(self.companions.upscaler(id, now).map_err(refused)?.map(Lent::Upscaler)),
         }
     }
 
