@@ -41,7 +41,8 @@ mod tests {
     #[test]
     fn chunks_are_what_python_writes_in_the_order_it_came_in() {
         let json = |text| serde_json::from_str::<Ordered>(text).unwrap();
-        let prompt = json(r#"{"9":{"inputs":{"text":"é\n","cfg":7.0,"tiny":1e-5,"huge":1e16},"class_type":"A"}}"#);
+        let prompt =
+            json(r#"{"9":{"inputs":{"text":"é\n","cfg":7.0,"tiny":1e-5,"huge":1e16},"class_type":"A"}}"#);
         let metadata = Metadata::new(prompt, Some(json(r#"{"workflow":{"b":[],"a":{}},"x":1}"#)));
         let prompt = concat!(
             r#"{"9": {"inputs": {"text": "\u00e9\n", "cfg": 7.0, "tiny": 1e-05, "huge": 1e+16}, "#,

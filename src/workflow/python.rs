@@ -97,9 +97,8 @@ fn int_of_text(text: &str) -> Option<i128> {
 /// `None` where an underscore is not between two digits.
 fn without_underscores(text: &str) -> Option<String> {
     let bytes = text.as_bytes();
-    let digit = |index: Option<usize>| {
-        index.and_then(|index| bytes.get(index)).is_some_and(u8::is_ascii_digit)
-    };
+    let digit =
+        |index: Option<usize>| index.and_then(|index| bytes.get(index)).is_some_and(u8::is_ascii_digit);
     let fits = |(index, byte): (usize, &u8)| {
         *byte != b'_' || (digit(index.checked_sub(1)) && digit(index.checked_add(1)))
     };
@@ -114,8 +113,9 @@ pub fn float(value: &Ordered) -> Result<f64, String> {
     match value {
         Ordered::Bool(value) => Ok(f64::from(u8::from(*value))),
         Ordered::Number(number) => Ok(number.as_f64().unwrap_or(0.0)),
-        Ordered::String(text) => float_of_text(text)
-            .ok_or_else(|| format!("could not convert string to float: {}", repr(value))),
+        Ordered::String(text) => {
+            float_of_text(text).ok_or_else(|| format!("could not convert string to float: {}", repr(value)))
+        }
         other => {
             Err(format!("float() argument must be a string or a real number, not '{}'", type_name(other)))
         }
@@ -285,7 +285,8 @@ mod tests {
 
     #[test]
     fn whole_numbers_are_read_as_python_reads_them() {
-        let good = [("\" 1_6 \"", 16), ("-3.7", -3), ("true", 1), ("\"-0012\"", -12), ("1e30", 10i128.pow(30))];
+        let good =
+            [("\" 1_6 \"", 16), ("-3.7", -3), ("true", 1), ("\"-0012\"", -12), ("1e30", 10i128.pow(30))];
         for (text, expected) in good {
             let near = int(&json(text)).unwrap();
             assert!((near - expected).abs() <= expected.abs() / (1 << 50), "{text} -> {near}");
@@ -306,7 +307,8 @@ mod tests {
 
     #[test]
     fn numbers_are_read_as_python_reads_them() {
-        for (text, expected) in [("\" 1.5\"", 1.5), ("\"1e-1\"", 0.1), ("\"1_0\"", 10.0), ("\"-inf\"", f64::NEG_INFINITY)]
+        for (text, expected) in
+            [("\" 1.5\"", 1.5), ("\"1e-1\"", 0.1), ("\"1_0\"", 10.0), ("\"-inf\"", f64::NEG_INFINITY)]
         {
             assert_eq!(float(&json(text)), Ok(expected), "{text}");
         }

@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use super::feather::profile;
 use super::DetailError;
+use super::feather::profile;
 use crate::resample::{self, Raster, lanczos_floats};
 use crate::{Mask, Picture};
 

@@ -121,7 +121,8 @@ fn whole_taps(from: usize, to: usize) -> Vec<Taps<i32>> {
         let share = weight * f64::from(1 << BITS);
         (if share < 0.0 { share - 0.5 } else { share + 0.5 }) as i32
     };
-    let round = |taps: Taps<f64>| Taps { first: taps.first, weights: taps.weights.iter().map(whole).collect() };
+    let round =
+        |taps: Taps<f64>| Taps { first: taps.first, weights: taps.weights.iter().map(whole).collect() };
     taps(from, to).into_iter().map(round).collect()
 }
 
@@ -161,7 +162,8 @@ mod tests {
     }
 
     fn assert_pillow(to: usize, expected: &[f32]) {
-        let line: Vec<f32> = [0.1, 0.9, 0.3, 0.5, 0.7, 0.2].into_iter().flat_map(|value| [value; 3]).collect();
+        let line: Vec<f32> =
+            [0.1, 0.9, 0.3, 0.5, 0.7, 0.2].into_iter().flat_map(|value| [value; 3]).collect();
         for (found, size) in
             [(floats(&line, (6, 1), (to, 1)), "a row"), (floats(&line, (1, 6), (1, to)), "a column")]
         {
