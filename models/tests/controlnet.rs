@@ -18,7 +18,7 @@ use darkroom_models::Precision;
 use darkroom_models::adapter::{Adapters, LayerAdapter, NetworkAdapter};
 use darkroom_models::checkpoint::Checkpoint;
 use darkroom_models::controlnet::ControlNet;
-use darkroom_models::unet::{UNet2DConditionModel, UNetConfig, UNetFeatures, UNetInput};
+use darkroom_models::unet::{FreeU, UNet2DConditionModel, UNetConfig, UNetFeatures, UNetInput};
 use darkroom_models::weights::WeightFile;
 use support::{BATCH_TOLERANCE, Cases, REFERENCE_TOLERANCE, assert_close, folder, golden, relative_error};
 
@@ -126,7 +126,7 @@ fn equals_diffusers(model: &str, names: [&str; 2]) {
             }
             total.push(scaled(&residuals, strength).unwrap());
         }
-        let steered = unet.forward_with(&case.input(), |features| {
+        let steered = unet.forward_with(&case.input(), &FreeU::default(), |features| {
             total.iter().try_for_each(|residuals| features.add(residuals))
         });
         let expected = cases.get(format!("{name}.output"));

@@ -11,7 +11,7 @@ mod support;
 
 use candle_core::{DType, Device, Tensor};
 use darkroom_models::adapter::Adapters;
-use darkroom_models::unet::{UNet2DConditionModel, UNetConfig, UNetInput};
+use darkroom_models::unet::{FreeU, UNet2DConditionModel, UNetConfig, UNetInput};
 use support::{BATCH_TOLERANCE, Cases, REFERENCE_TOLERANCE, assert_close, folder, relative_error};
 
 fn unet(name: &str) -> UNet2DConditionModel {
@@ -143,7 +143,7 @@ fn residuals_reach_the_output_and_wrong_ones_are_refused() {
     let case = Case::open(&cases, "batch");
     let plain = unet.forward(&case.input()).unwrap();
     let nothing = unet
-        .forward_with(&case.input(), |features| {
+        .forward_with(&case.input(), &FreeU::default(), |features| {
             let mut zeros = features.clone();
             zeros.middle = zeros.middle.zeros_like()?;
             for skip in &mut zeros.skips {
@@ -153,9 +153,11 @@ fn residuals_reach_the_output_and_wrong_ones_are_refused() {
         })
         .unwrap();
     assert_close("zero residuals", &nothing, &plain, 0.0);
-    let doubled = unet.forward_with(&case.input(), |features| features.add(&features.clone())).unwrap();
+    let doubled = unet
+        .forward_with(&case.input(), &FreeU::default(), |features| features.add(&features.clone()))
+        .unwrap();
     assert!(relative_error(&doubled, &plain) > 1e-2);
-    let too_few = unet.forward_with(&case.input(), |features| {
+    let too_few = unet.forward_with(&case.input(), &FreeU::default(), |features| {
         let mut residuals = features.clone();
         residuals.skips.pop();
         features.add(&residuals)

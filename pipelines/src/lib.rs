@@ -4,11 +4,14 @@
 //! no file formats are known: requests and pictures go in, pictures come out.
 
 pub mod background;
+mod condition;
 mod conditioning;
 mod control;
 mod denoise;
 pub mod detail;
 mod error;
+mod guidance;
+mod latent_request;
 mod lora;
 pub mod noise;
 pub mod pack;
@@ -23,13 +26,15 @@ mod sample;
 pub mod sampler;
 pub mod schedule;
 
+pub use condition::{Area, Condition, ConditionMask, MAX_CONDITIONS};
 pub use conditioning::Conditioning;
 pub use control::Control;
 pub use denoise::Denoiser;
 pub use error::PipelineError;
+pub use latent_request::{LatentNoise, LatentRequest};
 pub use lora::{LoraSet, StackedLora};
 pub use picture::{Mask, Picture};
 pub use pipeline::{Pipeline, PromptText, RequestPrompts, Rounding, SourceLatent, StepReport, WantedPrompt};
 pub use preview::LatentPreview;
 pub use request::{ImageRequest, InpaintMode, Limits, PIXELS_PER_CELL, Source};
-pub use sample::{Guidance, Sample};
+pub use sample::Sample;

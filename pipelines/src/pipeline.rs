@@ -3,6 +3,7 @@
 //! The stages are separate calls so that a scheduler can batch each over many requests; [`Pipeline::denoise`]
 //! is the simplest such scheduler, enough for one caller with a list of requests.
 
+mod latent;
 mod loras;
 mod memory;
 
@@ -20,17 +21,19 @@ use darkroom_models::unet::UNet2DConditionModel;
 use darkroom_models::vae::AutoencoderKl;
 
 use crate::PipelineError;
+use crate::condition::Placed;
 use crate::conditioning::{self, Conditioning};
 use crate::control::ActiveControl;
 use crate::denoise::Denoiser;
+use crate::guidance::Guidance;
 use crate::lora::LoraSet;
 use crate::noise::initial_noise;
 use crate::picture::{Mask, Picture};
 use crate::prompt::{self, CLIP_G_PAD, CLIP_L_PAD};
 use crate::request::{ImageRequest, InpaintMode, Limits, PIXELS_PER_CELL, Source};
-use crate::sample::{Guidance, Repaint, Sample};
-use crate::sampler::{self, SamplerKind};
+use crate::sample::Sample;
 use crate::schedule::{self, ModelSampling, Prediction};
+use latent::Run;
 use loras::KeptWeights;
 pub use loras::Rounding;
 
@@ -224,13 +227,21 @@ impl Pipeline {
         request.validate(&self.limits)?;
         let (width, height) = request.source.size();
         let size_ids = self.clip_g.is_some().then(|| conditioning::size_ids(width, height));
-        let controls = request
+        let controls: Vec<ActiveControl> = request
             .controls
             .iter()
             .map(|control| ActiveControl { control: control.clone(), sigmas: control.sigmas(&self.sampling) })
             .collect();
-        let loras = request.loras.clone();
-        let guidance = Guidance { positive, negative, scale: request.cfg, size_ids, loras, controls };
+        let everywhere = |text| Placed::everywhere(text, size_ids, controls.clone());
+        let guidance = Guidance {
+            positive: vec![everywhere(positive)],
+            negative: negative.map(|negative| vec![everywhere(negative)]),
+            scale: request.cfg,
+            rescale: None,
+            loras: request.loras.clone(),
+            sampling: None,
+            free_u: None,
+        };
         let SourceLatent { latent, mask } = source.clone();
         let sigmas = schedule::sigmas(
             request.scheduler,
@@ -239,36 +250,17 @@ impl Pipeline {
             request.denoise,
             request.sampler,
         )?;
-        let Some(first_sigma) = sigmas.first().copied().filter(|_| sigmas.len() > 1) else {
-            return Ok(Sample::finished(latent, guidance));
+        let noise = initial_noise(request.seed, request.position, latent.dims(), &self.device)?;
+        let run = Run {
+            latent,
+            noise: Some(noise),
+            mask: mask.as_ref(),
+            sampler: request.sampler,
+            step_seed: request.seed,
+            position: request.position,
+            sigmas: &sigmas,
         };
-        let shape = latent.dims().to_vec();
-        let noise = initial_noise(request.seed, request.position, &shape, &self.device)?;
-        let repaint = match mask {
-            Some(mask) => {
-                // ComfyUI's ddim draws the noise that holds the source from the next seed.
-                let held = match request.sampler {
-                    SamplerKind::Ddim => {
-                        initial_noise(request.seed.wrapping_add(1), request.position, &shape, &self.device)?
-                    }
-                    _ => noise.clone(),
-                };
-                Some(Repaint::new(&mask, &latent, held)?)
-            }
-            None => None,
-        };
-        let pure_noise = self.sampling.is_max_denoise(first_sigma);
-        let noisy = self.sampling.noise_latent(&latent, &noise, first_sigma, pure_noise)?;
-        let step_noise = sampler::noise_for(
-            request.sampler,
-            request.seed,
-            request.position,
-            &shape,
-            &sigmas,
-            &self.device,
-        )?;
-        let (sampler, first) = sampler::start(request.sampler, noisy, &sigmas, step_noise, &self.sampling)?;
-        Ok(Sample::new(sampler, first, guidance, repaint, sigmas.len() - 1))
+        self.begin(run, guidance)
     }
 
     /// The prompts that a request needs encoded. The negative one is left out where guidance would not use it.
@@ -386,8 +378,9 @@ impl Pipeline {
         }
     }
 
-    /// Advances every unfinished sample of `batch` by one network evaluation, in one call. All must have the same
-    /// latent shape. When the network call fails, no sample has moved.
+    /// Advances every unfinished sample of `batch` by one network evaluation. All must have the same latent shape; in
+    /// one call, but for conditions with areas and samples with several conditions, whose calls have no more rows than
+    /// two for each sample. When the network call fails, no sample has moved.
     pub fn step(&self, batch: &mut [&mut Sample]) -> Result<(), PipelineError> {
         let (unet, sampling, merged) = (&self.unet, &self.sampling, self.merged.as_deref());
         Denoiser { unet, sampling, device: &self.device, merged }.step(batch)

@@ -7,28 +7,10 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 
-use crate::conditioning::Conditioning;
-use crate::control::ActiveControl;
+use crate::guidance::{Guidance, Guided};
 use crate::lora::LoraSet;
 use crate::sampler::{Advance, Denoised, Sampler};
 use crate::{PipelineError, picture::Mask};
-
-/// What pulls a sample towards its prompt (classifier-free guidance, Ho & Salimans 2022).
-#[derive(Debug, Clone)]
-pub struct Guidance {
-    /// The prompt.
-    pub positive: Conditioning,
-    /// The negative prompt; `None` when the scale is 1 and the sampler does not ask for it.
-    pub negative: Option<Conditioning>,
-    /// `uncond + (cond - uncond) · scale` on denoised latents.
-    pub scale: f64,
-    /// SDXL's size ids, where the network takes them.
-    pub size_ids: Option<[f32; 6]>,
-    /// What it is drawn with beside the model.
-    pub loras: Option<Arc<LoraSet>>,
-    /// Pictures that steer it.
-    pub(crate) controls: Vec<ActiveControl>,
-}
 
 /// What holds the unmasked part of a sample to its source (ComfyUI's `KSamplerX0Inpaint`).
 #[derive(Debug, Clone)]
@@ -160,9 +142,12 @@ impl Sample {
     /// Most bytes that its ControlNets take in a step beside the model, for `rows` latents of `height × width` cells:
     /// they are called one after another.
     pub fn control_bytes(&self, rows: usize, height: usize, width: usize) -> usize {
-        let tokens = self.guidance.positive.context.dims().first().copied().unwrap_or(0);
-        let networks = self.guidance.controls.iter().map(|active| &active.control.network);
-        networks.map(|network| network.forward_bytes(rows, height, width, tokens)).max().unwrap_or(0)
+        let bytes = self.guidance.conditions().flat_map(|placed| {
+            let tokens = placed.text.context.dims().first().copied().unwrap_or(0);
+            let networks = placed.controls.iter().map(|active| &active.control.network);
+            networks.map(move |network| network.forward_bytes(rows, height, width, tokens))
+        });
+        bytes.max().unwrap_or(0)
     }
 
     pub(crate) fn guidance(&self) -> &Guidance {
@@ -178,21 +163,21 @@ impl Sample {
         Ok(Some(Evaluation { latent, sigma: *sigma }))
     }
 
-    /// Takes the network's answer to [`Self::next_evaluation`], guides it and moves on.
-    pub(crate) fn advance(&mut self, cond: &Tensor, uncond: Option<&Tensor>) -> Result<(), PipelineError> {
+    /// Takes the network's answers to an [`Evaluation`], one for each of [`Guidance::rows`], guides them and moves on.
+    pub(crate) fn advance(
+        &mut self,
+        evaluation: &Evaluation,
+        predictions: &[Tensor],
+    ) -> Result<(), PipelineError> {
         let State::Running { sampler, .. } = &mut self.state else { return Ok(()) };
-        let guided = match uncond {
-            Some(uncond) if self.guidance.scale != 1.0 => {
-                (uncond + ((cond - uncond)? * self.guidance.scale)?)?
-            }
-            _ => cond.clone(),
-        };
+        let Guided { guided, uncond } =
+            self.guidance.combine(&evaluation.latent, evaluation.sigma, predictions)?;
         let guided = match &self.repaint {
             Some(repaint) => repaint.blend(&guided, &repaint.latent)?,
             None => guided,
         };
         self.denoised = Some(guided.clone());
-        match sampler.advance(&Denoised { guided, uncond: uncond.cloned() })? {
+        match sampler.advance(&Denoised { guided, uncond })? {
             Advance::Evaluate { latent, sigma } => {
                 if let State::Running { latent: at, sigma: level, .. } = &mut self.state {
                     (*at, *level) = (latent, sigma);

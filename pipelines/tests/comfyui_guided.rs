@@ -22,7 +22,7 @@ use darkroom_models::checkpoint::{Checkpoint, Component};
 use darkroom_models::clip::{ClipTextConfig, ClipTextEncoder};
 use darkroom_models::controlnet::ControlNet;
 use darkroom_models::lora::{Lora, LoraFile, LoraPart, merge};
-use darkroom_models::unet::{UNet2DConditionModel, UNetInput};
+use darkroom_models::unet::{FreeU, UNet2DConditionModel, UNetInput};
 use darkroom_models::weights::WeightFile;
 use darkroom_pipelines::noise::{BatchPosition, initial_noise};
 use darkroom_pipelines::preprocess::canny::{Canny, CannyMethod};
@@ -364,7 +364,7 @@ impl ByHand {
                 size_ids: Some(&size_ids),
                 adapters: Adapters::none(),
             };
-            let output = self.unet.forward_with(&input, |features| {
+            let output = self.unet.forward_with(&input, &FreeU::default(), |features| {
                 if !controlled {
                     return Ok(());
                 }

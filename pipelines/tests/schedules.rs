@@ -170,12 +170,20 @@ fn predictions_of_noise_and_of_velocity_give_the_picture_back() {
     let device = Device::Cpu;
     let picture = Tensor::new(&[0.5f32, -1.0, 2.0], &device).unwrap();
     let noise = Tensor::new(&[1.0f32, 0.3, -0.7], &device).unwrap();
-    for (prediction, sigma) in [(Prediction::Epsilon, 3.0f32), (Prediction::V, 3.0), (Prediction::V, 0.1)] {
+    let cases = [
+        (Prediction::Epsilon, 3.0f32),
+        (Prediction::V, 3.0),
+        (Prediction::V, 0.1),
+        (Prediction::X0, 3.0),
+        (Prediction::ImgToImg, 3.0),
+    ];
+    for (prediction, sigma) in cases {
         let model = ModelSampling::scaled_linear(prediction);
         let x = model.noise_latent(&picture, &noise, sigma, false).unwrap();
         let scale = f64::from((sigma * sigma + 1.0).sqrt());
         let output = match prediction {
-            Prediction::Epsilon => noise.clone(),
+            Prediction::Epsilon | Prediction::Lcm => noise.clone(),
+            Prediction::X0 | Prediction::ImgToImg => picture.clone(),
             // v = alpha * noise - sigma * picture, in variance-preserving coordinates.
             Prediction::V => ((&noise - (&picture * f64::from(sigma)).unwrap()).unwrap() / scale).unwrap(),
         };

@@ -160,18 +160,20 @@ impl UpBlock {
     }
 
     /// `[b, h, w, c] -> [b, h', w', c']` with the size of the skip that the next level takes first; pops its
-    /// own skips.
+    /// own skips. `adjust` may change what comes from below and the skip before they are joined.
     pub(super) fn forward(
         &self,
         x: Tensor,
         condition: &Condition,
         skips: &mut Vec<Tensor>,
+        adjust: impl Fn(Tensor, Tensor) -> candle_core::Result<(Tensor, Tensor)>,
     ) -> candle_core::Result<Tensor> {
         let mut x = x;
         for stage in &self.stages {
             let Some(skip) = skips.pop() else { bail!("UNet: the features lack a skip") };
-            let joined = Tensor::cat(&[&x, &skip], D::Minus1)?;
-            drop((x, skip));
+            let (below, skip) = adjust(x, skip)?;
+            let joined = Tensor::cat(&[&below, &skip], D::Minus1)?;
+            drop((below, skip));
             x = stage.forward(joined, condition)?;
         }
         match (&self.upsampler, skips.last()) {

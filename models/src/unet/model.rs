@@ -6,7 +6,7 @@ use darkroom_kernels::Activation;
 use super::blocks::UpBlock;
 use super::condition::{Condition, ConditionEmbedding};
 use super::encoder::UNetEncoder;
-use super::{UNetConfig, UNetFeatures, UNetInput};
+use super::{FreeU, UNetConfig, UNetFeatures, UNetInput};
 use crate::layers::{Conv2d, GroupNorm, channels_first, channels_last};
 use crate::weights::{Weights, WeightsError};
 
@@ -54,13 +54,15 @@ impl UNet2DConditionModel {
     /// Predicts every row's noise: `[b, in_channels, h, w] -> [b, out_channels, h, w]`, any `h` and `w`.
     /// Rows do not influence each other.
     pub fn forward(&self, input: &UNetInput<'_>) -> candle_core::Result<Tensor> {
-        self.forward_with(input, |_| Ok(()))
+        self.forward_with(input, &FreeU::default(), |_| Ok(()))
     }
 
-    /// The same, with `adjust` called on what the downward half made before the upward half reads it.
+    /// The same, with `adjust` called on what the downward half made before the upward half reads it, and features on
+    /// the way up weighed in the rows that `free_u` has.
     pub fn forward_with(
         &self,
         input: &UNetInput<'_>,
+        free_u: &FreeU,
         adjust: impl FnOnce(&mut UNetFeatures) -> candle_core::Result<()>,
     ) -> candle_core::Result<Tensor> {
         let (batch, channels, height, width) = input.latent.dims4()?;
@@ -75,13 +77,19 @@ impl UNet2DConditionModel {
         let stem = self.encoder.stem(&channels_last(input.latent)?, input.adapters)?;
         let mut features = self.encoder.forward(stem, &condition)?;
         adjust(&mut features)?;
-        self.decode(features, &condition)
+        self.decode(features, &condition, free_u)
     }
 
-    fn decode(&self, features: UNetFeatures, condition: &Condition) -> candle_core::Result<Tensor> {
+    fn decode(
+        &self,
+        features: UNetFeatures,
+        condition: &Condition,
+        free_u: &FreeU,
+    ) -> candle_core::Result<Tensor> {
+        let first = self.config.block_out_channels[0];
         let UNetFeatures { mut skips, middle: mut x } = features;
         for block in &self.up {
-            x = block.forward(x, condition, &mut skips)?;
+            x = block.forward(x, condition, &mut skips, |x, skip| free_u.apply(first, x, skip))?;
         }
         let x = self.norm_out.forward(&x, &condition.adapters)?;
         channels_first(&self.conv_out.forward(&x, &condition.adapters)?)

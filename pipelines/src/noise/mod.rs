@@ -132,6 +132,30 @@ pub fn initial_noise(
     slice.tensor(values, device)
 }
 
+/// Noise of the place `index` of a numbered batch (ComfyUI's `batch_index`): draw number `index` of a generator that
+/// draws one sample of this shape after another. Where samples have a multiple of 16 values, which all but the oddest
+/// have, that is sample `index` of any longer batch.
+///
+/// # Errors
+/// The draws up to this one are empty or have more than [`MAX_DRAW`] values, or the copy to the device fails.
+pub fn indexed_noise(
+    seed: u64,
+    index: usize,
+    shape: &[usize],
+    device: &Device,
+) -> Result<Tensor, NoiseError> {
+    // Draws that do not count: the bound on their number is the batch's.
+    let size = index.checked_add(1).ok_or_else(|| NoiseError::Draw { shape: shape.to_vec(), size: index })?;
+    Slice::new(BatchPosition { index, size }, shape)?;
+    let one = Slice::new(BatchPosition::ALONE, shape)?;
+    let mut generator = TorchGenerator::new(seed);
+    for _ in 0..index {
+        generator.randn_range(one.total, 0..0);
+    }
+    let values = one.draw(&mut generator);
+    one.tensor(values, device)
+}
+
 /// Noise that a stochastic sampler adds on its way from one sigma to the next.
 pub trait StepNoise: Send {
     /// Standard normal noise of one sample for the step from `sigma` to `sigma_next`.

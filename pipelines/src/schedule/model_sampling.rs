@@ -1,5 +1,5 @@
-//! What a network predicts and at which noise levels it was trained: ComfyUI's `ModelSamplingDiscrete` with `EPS`
-//! or `V_PREDICTION`, for Stable Diffusion 1.5 and SDXL.
+//! What a network predicts and at which noise levels it was trained: ComfyUI's `ModelSamplingDiscrete` with each kind
+//! of prediction that its node of this name offers, for Stable Diffusion 1.5 and SDXL.
 
 use candle_core::{Result, Tensor};
 
@@ -8,6 +8,11 @@ const TIMESTEPS: usize = 1000;
 /// First and last beta of the `scaled_linear` schedule that SD 1.5 and SDXL share.
 const BETA_START: f64 = 0.00085;
 const BETA_END: f64 = 0.012;
+/// Timesteps of a model distilled to a few steps, of the thousand (`ModelSamplingDiscreteDistilled`).
+const DISTILLED_TIMESTEPS: usize = 50;
+/// What a schedule of zero terminal SNR keeps of the picture at its last timestep: not quite nothing, for the sigma to
+/// be finite (about 4518).
+const LEAST_KEPT: f64 = 4.897_345_189_085_343_5e-8;
 /// How close to the largest sigma a run must begin to count as full denoising (`math.isclose` in ComfyUI).
 const MAX_SIGMA_RELATIVE: f64 = 1e-5;
 
@@ -19,38 +24,61 @@ pub enum Prediction {
     Epsilon,
     /// The velocity (Salimans and Ho 2022).
     V,
+    /// The picture itself.
+    X0,
+    /// The noise, of a latent consistency model (Luo et al. 2023): its own mean of picture and input, and every
+    /// twentieth timestep.
+    Lcm,
+    /// The picture itself, from a latent that is not scaled for the network.
+    ImgToImg,
 }
 
 /// A discrete model's noise levels and the maps between latents, network inputs and network outputs.
 #[derive(Debug, Clone)]
 pub struct ModelSampling {
     prediction: Prediction,
-    /// Sigma of each timestep, rising.
+    /// Timesteps from one entry of the table to the next.
+    stride: usize,
+    /// Sigma of every `stride`-th timestep, rising.
     sigmas: Vec<f32>,
     log_sigmas: Vec<f32>,
 }
 
 impl ModelSampling {
-    /// The schedule of Stable Diffusion 1.5 and SDXL: 1000 timesteps, betas `linspace(√0.00085, √0.012)²`.
+    /// The schedule of Stable Diffusion 1.5 and SDXL: 1000 timesteps, betas `linspace(√0.00085, √0.012)²`; of these,
+    /// 50 with [`Prediction::Lcm`].
     #[must_use]
     pub fn scaled_linear(prediction: Prediction) -> Self {
-        let (start, end) = (BETA_START.sqrt(), BETA_END.sqrt());
-        let step = (end - start) / (TIMESTEPS - 1) as f64;
-        let mut kept = 1.0f64;
-        let exact: Vec<f64> = (0..TIMESTEPS)
-            .map(|t| {
-                // torch's linspace counts the second half from the end.
-                let root = if t < TIMESTEPS / 2 {
-                    start + step * t as f64
-                } else {
-                    end - step * (TIMESTEPS - 1 - t) as f64
-                };
-                kept *= 1.0 - root * root;
-                ((1.0 - kept) / kept).sqrt()
-            })
-            .collect();
+        Self::of(prediction, &scaled_linear_sigmas())
+    }
+
+    /// The same, rescaled to end in noise alone (zero terminal SNR; Lin et al. 2024, algorithm 1), at a sigma of about
+    /// 4518.
+    #[must_use]
+    pub fn zero_terminal_snr(prediction: Prediction) -> Self {
+        let mut sigmas = scaled_linear_sigmas();
+        let kept = |sigma: f64| (1.0 / (sigma * sigma + 1.0)).sqrt();
+        let (first, last) = (kept(sigmas[0]), kept(sigmas[TIMESTEPS - 1]));
+        for sigma in &mut sigmas {
+            let kept = ((kept(*sigma) - last) * (first / (first - last))).powi(2);
+            *sigma = ((1.0 - kept) / kept).sqrt();
+        }
+        sigmas[TIMESTEPS - 1] = ((1.0 - LEAST_KEPT) / LEAST_KEPT).sqrt();
+        Self::of(prediction, &sigmas)
+    }
+
+    /// From the sigma of each timestep.
+    fn of(prediction: Prediction, exact: &[f64]) -> Self {
+        if prediction == Prediction::Lcm {
+            let stride = exact.len() / DISTILLED_TIMESTEPS;
+            let kept = exact.iter().skip(stride - 1).step_by(stride);
+            let sigmas: Vec<f32> = kept.map(|&sigma| sigma as f32).collect();
+            let log_sigmas = sigmas.iter().map(|&sigma| ln(sigma)).collect();
+            return Self { prediction, stride, sigmas, log_sigmas };
+        }
         Self {
             prediction,
+            stride: 1,
             sigmas: exact.iter().map(|&sigma| sigma as f32).collect(),
             log_sigmas: exact.iter().map(|sigma| sigma.ln() as f32).collect(),
         }
@@ -62,19 +90,19 @@ impl ModelSampling {
         self.prediction
     }
 
-    /// Sigma of every timestep, rising.
+    /// Sigma of every timestep that the model has, rising.
     #[must_use]
     pub fn table(&self) -> &[f32] {
         &self.sigmas
     }
 
-    /// Smallest sigma the model was trained at, about 0.0292.
+    /// Smallest sigma the model was trained at, about 0.0292 without rescaling.
     #[must_use]
     pub fn sigma_min(&self) -> f32 {
         self.sigmas[0]
     }
 
-    /// Largest sigma the model was trained at, about 14.6146.
+    /// Largest sigma the model was trained at, about 14.6146 without rescaling.
     #[must_use]
     pub fn sigma_max(&self) -> f32 {
         self.sigmas[self.sigmas.len() - 1]
@@ -92,13 +120,14 @@ impl ModelSampling {
                 best = index;
             }
         }
-        best as f32
+        (best * self.stride + self.stride - 1) as f32
     }
 
     /// Sigma at a timestep, which may lie between whole ones and is cut to the table.
     #[must_use]
     pub fn sigma(&self, timestep: f32) -> f32 {
-        let t = timestep.clamp(0.0, (self.log_sigmas.len() - 1) as f32);
+        let t = (timestep - (self.stride - 1) as f32) / self.stride as f32;
+        let t = t.clamp(0.0, (self.log_sigmas.len() - 1) as f32);
         let (low, high) = (t.floor() as usize, t.ceil() as usize);
         let weight = t - t.trunc();
         exp((1.0 - weight) * self.log_sigmas[low] + weight * self.log_sigmas[high])
@@ -117,11 +146,14 @@ impl ModelSampling {
         }
     }
 
-    /// The network's input: `x / √(sigma² + 1)`.
+    /// The network's input: `x / √(sigma² + 1)`, or `x` itself with [`Prediction::ImgToImg`].
     ///
     /// # Errors
     /// The tensor library failed.
     pub fn scale_input(&self, x: &Tensor, sigma: f32) -> Result<Tensor> {
+        if self.prediction == Prediction::ImgToImg {
+            return Ok(x.clone());
+        }
         x.affine(1.0 / f64::from((sigma * sigma + 1.0).sqrt()), 0.0)
     }
 
@@ -132,6 +164,16 @@ impl ModelSampling {
     pub fn denoised(&self, x: &Tensor, model_output: &Tensor, sigma: f32) -> Result<Tensor> {
         match self.prediction {
             Prediction::Epsilon => x - model_output.affine(f64::from(sigma), 0.0)?,
+            Prediction::X0 | Prediction::ImgToImg => Ok(model_output.clone()),
+            Prediction::Lcm => {
+                /// What the authors scale timesteps by, and the variance of the data.
+                const SCALE: f32 = 10.0;
+                const VARIANCE: f32 = 0.25;
+                let t = self.timestep(sigma) * SCALE;
+                let (skip, out) = (VARIANCE / (t * t + VARIANCE), t / (t * t + VARIANCE).sqrt());
+                let picture = (x - model_output.affine(f64::from(sigma), 0.0)?)?;
+                picture.affine(f64::from(out), 0.0)? + x.affine(f64::from(skip), 0.0)?
+            }
             Prediction::V => {
                 let variance = sigma * sigma + 1.0;
                 let output = model_output.affine(f64::from(sigma / variance.sqrt()), 0.0)?;
@@ -162,6 +204,25 @@ impl ModelSampling {
         let scale = if max_denoise { (1.0 + sigma * sigma).sqrt() } else { sigma };
         noise.affine(f64::from(scale), 0.0)? + latent
     }
+}
+
+/// Sigma of each timestep with betas `linspace(√0.00085, √0.012)²`.
+fn scaled_linear_sigmas() -> Vec<f64> {
+    let (start, end) = (BETA_START.sqrt(), BETA_END.sqrt());
+    let step = (end - start) / (TIMESTEPS - 1) as f64;
+    let mut kept = 1.0f64;
+    (0..TIMESTEPS)
+        .map(|t| {
+            // torch's linspace counts the second half from the end.
+            let root = if t < TIMESTEPS / 2 {
+                start + step * t as f64
+            } else {
+                end - step * (TIMESTEPS - 1 - t) as f64
+            };
+            kept *= 1.0 - root * root;
+            ((1.0 - kept) / kept).sqrt()
+        })
+        .collect()
 }
 
 /// Single-precision exponential, correctly rounded but for rare ties.

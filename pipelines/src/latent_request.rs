@@ -1,0 +1,105 @@
+//! A run as a workflow asks for it: from a latent through given sigmas, steered by conditions (ComfyUI's sampling
+//! nodes). [`crate::ImageRequest`] is the same in a person's words.
+
+use std::sync::Arc;
+
+use candle_core::Tensor;
+
+use crate::PipelineError;
+use crate::condition::Condition;
+use crate::lora::LoraSet;
+use crate::noise::BatchPosition;
+use crate::picture::Mask;
+use crate::request::{Limits, PIXELS_PER_CELL};
+use crate::sampler::SamplerKind;
+use crate::schedule::{MAX_STEPS, ModelSampling};
+
+/// One latent to sample.
+#[derive(Debug, Clone)]
+pub struct LatentRequest {
+    /// What it starts from, `[4, h, w]`, in the VAE's units.
+    pub latent: Tensor,
+    /// Its place in the batch that the node samples: noise is drawn for the whole of it.
+    pub position: BatchPosition,
+    /// The noise that it starts with; `None`: none is added, and none holds what a mask keeps.
+    pub noise: Option<LatentNoise>,
+    /// Where to repaint; resized to the latent.
+    pub noise_mask: Option<Arc<Mask>>,
+    /// How to walk through the sigmas.
+    pub sampler: SamplerKind,
+    /// Seed of the noise that stochastic samplers add.
+    pub step_seed: u64,
+    /// Noise levels from first to last. Where the last is not 0, the result keeps its noise. One alone adds noise and
+    /// ends; none at all gives the latent back.
+    pub sigmas: Vec<f32>,
+    /// What to draw.
+    pub positive: Vec<Condition>,
+    /// What to stay away from; `None`: no guidance (`BasicGuider`), whatever `cfg` says.
+    pub negative: Option<Vec<Condition>>,
+    /// Classifier-free guidance scale; 1 leaves the negative conditions out.
+    pub cfg: f64,
+    /// `RescaleCFG`'s multiplier, 0 to 1.
+    pub rescale_cfg: Option<f64>,
+    /// LoRAs to draw with; all of the pipeline's own making.
+    pub loras: Option<Arc<LoraSet>>,
+    /// What the network predicts and its noise levels, where a node says otherwise than the model
+    /// (`ModelSamplingDiscrete`).
+    pub sampling: Option<Arc<ModelSampling>>,
+    /// `FreeU_V2`'s `[b1, b2, s1, s2]`.
+    pub free_u: Option<[f64; 4]>,
+}
+
+/// Noise that a latent starts with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LatentNoise {
+    /// Its seed; the low 32 bits count.
+    pub seed: u64,
+    /// The latent's own number in a batch that keeps numbers (`batch_index` of a `LATENT`); `None`: its slice of the
+    /// draw for the batch that it is sampled in.
+    pub batch_index: Option<usize>,
+}
+
+impl LatentRequest {
+    /// Checks every bound but the conditions'; the error names the field and what it may be.
+    pub(crate) fn validate(&self, limits: &Limits, channels: usize) -> Result<(), PipelineError> {
+        let refuse = |field: &'static str, message: String| Err(PipelineError::Request { field, message });
+        let &[own, height, width] = self.latent.dims() else {
+            return refuse("latent", format!("has shape {:?}, must be [channels, h, w]", self.latent.dims()));
+        };
+        if own != channels || height == 0 || width == 0 {
+            return refuse(
+                "latent",
+                format!("has shape [{own}, {height}, {width}], must be [{channels}, h, w]"),
+            );
+        }
+        let most = limits.side.end() / PIXELS_PER_CELL;
+        let cells = limits.pixels / (PIXELS_PER_CELL * PIXELS_PER_CELL);
+        if height > most || width > most || height * width > cells {
+            return refuse(
+                "latent",
+                format!(
+                    "has {height} rows and {width} columns; {most} each way and {cells} cells are the most"
+                ),
+            );
+        }
+        if self.position.index >= self.position.size {
+            return refuse("position", "the index must be below the batch's size".into());
+        }
+        if self.sigmas.len() > MAX_STEPS + 1 {
+            return refuse(
+                "sigmas",
+                format!("are {}, at most {} are possible", self.sigmas.len(), MAX_STEPS + 1),
+            );
+        }
+        if !limits.cfg.contains(&self.cfg) {
+            return refuse("cfg", format!("must be {} to {}", limits.cfg.start(), limits.cfg.end()));
+        }
+        if self.rescale_cfg.is_some_and(|multiplier| !(0.0..=1.0).contains(&multiplier)) {
+            return refuse("rescale_cfg", "must be 0 to 1".into());
+        }
+        if self.free_u.is_some_and(|scales| !scales.iter().all(|scale| (0.0..=10.0).contains(scale))) {
+            return refuse("free_u", "must be 0 to 10 each".into());
+        }
+        Ok(())
+    }
+}
