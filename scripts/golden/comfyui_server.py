@@ -1,0 +1,152 @@
+#!/usr/bin/env python3
+"""Records what a running ComfyUI (0.3.64) answers, for the acceptance tests in `tests/comfy_*.rs`.
+
+`comfyui_server.py models CHECKPOINT MODELS` puts the small models into a ComfyUI's models folder: upscalers, an
+embedding, and the parts of the tiny checkpoint. Checkpoint, ControlNet and LoRAs of the recorded runs have to be there
+already, under the names `sdxl_tiny`, `controlnet_tiny`, `lora_tiny` and `lora_tiny_diffusers`; ComfyUI itself knows no
+network so small, and needs a custom node that adds a model class for it (CPU, float32).
+
+`comfyui_server.py record URL --out tests/data/comfyui [PART...]` asks a server on which nothing has run yet. Parts:
+workflows, object_info, errors, protocol.
+"""
+
+import argparse
+import json
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+import uuid
+from pathlib import Path
+
+import comfyui_files
+import comfyui_workflows
+
+
+class Server:
+    """A running ComfyUI."""
+
+    def __init__(self, url: str):
+        self.url = url.rstrip("/")
+
+    def ask(self, method: str, path: str, body: bytes | None = None, headers: dict | None = None) -> tuple[int, dict, bytes]:
+        request = urllib.request.Request(self.url + path, data=body, method=method, headers=headers or {})
+        try:
+            with urllib.request.urlopen(request) as answer:
+                return answer.status, dict(answer.headers), answer.read()
+        except urllib.error.HTTPError as answer:
+            return answer.code, dict(answer.headers), answer.read()
+
+    def json(self, method: str, path: str, body=None):
+        data = None if body is None else json.dumps(body).encode()
+        status, _, text = self.ask(method, path, data)
+        if status != 200:
+            raise RuntimeError(f"{method} {path}: {status} {text[:2000].decode(errors='replace')}")
+        return json.loads(text)
+
+    def upload(self, name: str, data: bytes, route: str = "image", **fields: str) -> tuple[int, dict, bytes]:
+        body, kind = multipart({"image": (name, data)} | fields)
+        return self.ask("POST", f"/upload/{route}", body, {"Content-Type": kind})
+
+    def finished(self, prompt_id: str) -> dict:
+        while True:
+            found = self.json("GET", f"/history/{prompt_id}")
+            if found:
+                return found[prompt_id]
+            time.sleep(0.02)
+
+
+def multipart(fields: dict) -> tuple[bytes, str]:
+    """A form; a file is a pair of name and bytes."""
+    boundary = "recording-boundary"
+    body = b""
+    for name, value in fields.items():
+        body += f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"'.encode()
+        if isinstance(value, tuple):
+            body += f'; filename="{value[0]}"\r\nContent-Type: application/octet-stream\r\n\r\n'.encode() + value[1]
+        else:
+            body += b"\r\n\r\n" + value.encode()
+        body += b"\r\n"
+    return body + f"--{boundary}--\r\n".encode(), f"multipart/form-data; boundary={boundary}"
+
+
+def write_json(path: Path, value) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def put_inputs(server: Server, out: Path) -> None:
+    """Uploads the input files and keeps them."""
+    for path, data in comfyui_files.inputs().items():
+        folder, _, name = path.rpartition("/")
+        status, _, answer = server.upload(name, data, subfolder=folder, overwrite="true")
+        assert status == 200, answer
+        target = out / "input" / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(data)
+    for path, data in comfyui_files.small_models().items():
+        target = out / "models" / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(data)
+
+
+def files_of(outputs: dict) -> list[dict]:
+    """The files that a history entry names."""
+    return [file for node in outputs.values() for files in node.values() for file in files
+            if isinstance(file, dict) and "filename" in file]
+
+
+def record_workflows(server: Server, out: Path, only: list[str]) -> None:
+    """Runs each workflow and keeps the workflow, its history entry and its files."""
+    put_inputs(server, out)
+    kept = {}
+    stored = out / "workflows.json"
+    if only and stored.exists():
+        kept = json.loads(stored.read_text())
+    for graph in comfyui_workflows.all_workflows():
+        if only and graph.name not in only:
+            continue
+        body = {"prompt": graph.nodes, "extra_data": graph.extra}
+        entry = server.finished(server.json("POST", "/prompt", body)["prompt_id"])
+        status = entry["status"]
+        print(graph.name, status["status_str"], flush=True)
+        if status["status_str"] != "success":
+            print(json.dumps(status["messages"][-1])[:3000])
+        for file in files_of(entry["outputs"]):
+            query = urllib.parse.urlencode(file)
+            code, _, data = server.ask("GET", f"/view?{query}")
+            assert code == 200, (file, code)
+            target = out / file["type"] / file["subfolder"] / file["filename"]
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(data)
+        kept[graph.name] = {"prompt": graph.nodes, "extra_data": graph.extra, "outputs": entry["outputs"],
+                            "status": status["status_str"], "messages": [kind for kind, _ in status["messages"]], "meta": entry["meta"]}
+    write_json(stored, kept)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, dest="command")
+    models = commands.add_parser("models")
+    models.add_argument("checkpoint", type=Path)
+    models.add_argument("models", type=Path)
+    record = commands.add_parser("record")
+    record.add_argument("url")
+    record.add_argument("--out", type=Path, default=Path("tests/data/comfyui"))
+    record.add_argument("--only", nargs="*", default=[], help="names of workflows to record again")
+    record.add_argument("parts", nargs="*", default=["workflows"])
+    args = parser.parse_args()
+    if args.command == "models":
+        comfyui_files.split(args.checkpoint, args.models)
+        for path, data in comfyui_files.small_models().items():
+            (args.models / path).parent.mkdir(parents=True, exist_ok=True)
+            (args.models / path).write_bytes(data)
+        return
+    server = Server(args.url)
+    if "workflows" in args.parts:
+        record_workflows(server, args.out, args.only)
+
+
+if __name__ == "__main__":
+    main()
