@@ -11,17 +11,21 @@ workflows, object_info, errors, protocol.
 """
 
 import argparse
+import asyncio
 import json
-import sys
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
-import uuid
 from pathlib import Path
 
+import comfyui_errors
 import comfyui_files
+import comfyui_protocol
 import comfyui_workflows
+
+
+BROKEN = b"\x89PNG\r\n\x1a\n but then nothing"
 
 
 class Server:
@@ -71,7 +75,15 @@ def multipart(fields: dict) -> tuple[bytes, str]:
     return body + f"--{boundary}--\r\n".encode(), f"multipart/form-data; boundary={boundary}"
 
 
+def without_tracebacks(value):
+    """Their lines name files of the machine that ran it."""
+    if isinstance(value, dict):
+        return {key: [] if key == "traceback" else without_tracebacks(inner) for key, inner in value.items()}
+    return [without_tracebacks(inner) for inner in value] if isinstance(value, list) else value
+
+
 def write_json(path: Path, value) -> None:
+    value = without_tracebacks(value)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
@@ -125,6 +137,53 @@ def record_workflows(server: Server, out: Path, only: list[str]) -> None:
     write_json(stored, kept)
 
 
+def record_object_info(server: Server, out: Path, classes: Path) -> None:
+    """What the server says of each class that the list names, without the names of models."""
+    everything = server.json("GET", "/object_info")
+    files = {name for folder in server.json("GET", "/models") for name in server.json("GET", f"/models/{folder}")}
+    files |= set(server.json("GET", "/internal/files/input"))
+
+    def without_files(value):
+        if isinstance(value, dict):
+            return {key: without_files(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [without_files(inner) for inner in value if not (isinstance(inner, str) and inner in files)]
+        return value
+
+    kept = {name: without_files(everything[name]) for name in json.loads(classes.read_text())}
+    write_json(out / "object_info.json", kept)
+
+
+def record_errors(server: Server, out: Path) -> None:
+    """Answers to prompts that are refused, and histories of those that fail."""
+    server.upload("broken.png", BROKEN, overwrite="true")
+    server.upload("photo.png", comfyui_files.inputs()["photo.png"], overwrite="true")
+    kept, failed = {}, {}
+    for name, body in comfyui_errors.bodies().items():
+        text = body if isinstance(body, str) else json.dumps(body)
+        status, headers, answer = server.ask("POST", "/prompt", text.encode())
+        try:
+            answer = json.loads(answer)
+        except ValueError:
+            answer = answer.decode()
+        if status == 200:
+            server.finished(answer["prompt_id"])
+        kept[name] = {"body": body, "status": status, "type": headers["Content-Type"], "answer": answer}
+    for name, prompt in comfyui_errors.failing().items():
+        posted = server.json("POST", "/prompt", {"prompt": prompt, "prompt_id": name})
+        failed[name] = {"prompt": prompt, "history": server.finished(posted["prompt_id"])}
+    write_json(out / "errors.json", {"refused": kept, "failed": failed})
+
+
+def record_protocol(server: Server, out: Path) -> None:
+    """Requests to every route, and what clients hear over their WebSockets."""
+    write_json(out / "requests.json", comfyui_protocol.record_requests(server, multipart))
+    server.upload("broken.png", BROKEN, overwrite="true")
+    # What POST /free asked for is done after the next prompt.
+    server.finished(server.json("POST", "/prompt", {"prompt": comfyui_errors.PICTURE})["prompt_id"])
+    write_json(out / "conversations.json", asyncio.run(comfyui_protocol.converse(server)))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, dest="command")
@@ -135,6 +194,7 @@ def main() -> None:
     record.add_argument("url")
     record.add_argument("--out", type=Path, default=Path("tests/data/comfyui"))
     record.add_argument("--only", nargs="*", default=[], help="names of workflows to record again")
+    record.add_argument("--classes", type=Path, help="JSON whose keys are the classes to keep of object_info")
     record.add_argument("parts", nargs="*", default=["workflows"])
     args = parser.parse_args()
     if args.command == "models":
@@ -146,6 +206,12 @@ def main() -> None:
     server = Server(args.url)
     if "workflows" in args.parts:
         record_workflows(server, args.out, args.only)
+    if "object_info" in args.parts:
+        record_object_info(server, args.out, args.classes)
+    if "errors" in args.parts:
+        record_errors(server, args.out)
+    if "protocol" in args.parts:
+        record_protocol(server, args.out)
 
 
 if __name__ == "__main__":
