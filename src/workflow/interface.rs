@@ -361,7 +361,7 @@ impl Interface {
     }
 }
 
-fn input_info(input: &Input, choices: &dyn Fn(&Choices) -> Vec<String>) -> Json {
+pub(super) fn input_info(input: &Input, choices: &dyn Fn(&Choices) -> Vec<String>) -> Json {
     let mut options = input.options.clone();
     let kind = match &input.socket {
         Socket::Link(kind) => json!(kind.name()),

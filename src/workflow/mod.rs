@@ -8,12 +8,18 @@
 //! - [`context`] is what a node can reach while it runs;
 //! - [`folders`] keeps names of files inside the folders they belong to;
 //! - [`event`] is what is told while a prompt runs;
+//! - [`graph`] is a prompt, [`check`] says what is wrong with it, [`execute`] runs it, [`cache`] keeps what nodes gave;
 //! - [`ordered`] is JSON that keeps its order, [`metadata`] what pictures carry of it.
 
+pub mod cache;
+pub mod check;
 pub mod context;
 pub mod event;
+pub mod execute;
 pub mod folders;
+pub mod graph;
 pub mod image;
+mod inputs;
 pub mod interface;
 pub mod latent;
 pub mod metadata;
@@ -21,11 +27,16 @@ pub mod nodes;
 pub mod ordered;
 pub mod python;
 pub mod registry;
+pub mod signature;
 pub mod value;
 
+pub use cache::{Cache, NodeResult};
+pub use check::{Checked, Refusal, check};
 pub use context::{Context, Inputs, NodeError, Outputs};
 pub use event::{Event, Listener};
+pub use execute::{Ending, Run, RunResult, Surroundings, execute};
 pub use folders::{FileType, Folders};
+pub use graph::Graph;
 pub use image::{Image, Mask};
 pub use interface::{Interface, NodeOutput};
 pub use latent::Latent;
