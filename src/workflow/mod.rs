@@ -13,6 +13,7 @@
 
 pub mod cache;
 pub mod check;
+pub mod choices;
 pub mod context;
 pub mod event;
 pub mod execute;
@@ -29,6 +30,7 @@ pub mod python;
 pub mod registry;
 pub mod signature;
 pub mod value;
+pub mod workflows;
 
 pub use cache::{Cache, NodeResult};
 pub use check::{Checked, Refusal, check};
@@ -44,3 +46,4 @@ pub use metadata::Metadata;
 pub use ordered::Ordered;
 pub use registry::{Node, Registry};
 pub use value::{Kind, Value};
+pub use workflows::Workflows;
