@@ -253,6 +253,8 @@ fn schedule_error(error: &ScheduleError) -> ApiError {
         ScheduleError::Denoise(_) | ScheduleError::DenoiseTooSmall { .. } => "denoise",
         ScheduleError::UnknownScheduler(_) => "scheduler",
         ScheduleError::Steps(_) | ScheduleError::TooFewSteps { .. } => "steps",
+        // Only schedules that are given by numbers have it, and requests have none.
+        ScheduleError::Value { .. } => "scheduler",
     };
     ApiError::invalid(field, format!("cannot be used: {error}"))
 }

@@ -2,6 +2,7 @@
 //! that pick from it. Names and numbers are ComfyUI's, arithmetic is torch's single precision.
 
 mod beta;
+pub mod explicit;
 mod model_sampling;
 mod scheduler;
 
@@ -34,6 +35,16 @@ pub enum ScheduleError {
         steps: usize,
         /// Denoise asked for.
         denoise: f64,
+    },
+    /// A number of a schedule that is given by numbers does not do.
+    #[error("{name} {value} is out of range; choose {needed}")]
+    Value {
+        /// Its name.
+        name: &'static str,
+        /// What it is.
+        value: f64,
+        /// What it may be.
+        needed: &'static str,
     },
     /// The scheduler is not defined for so few steps.
     #[error("scheduler {scheduler} needs at least {least} steps with sampler {sampler}, got {steps}")]

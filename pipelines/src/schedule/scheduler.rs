@@ -4,11 +4,17 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::ScheduleError;
-use super::model_sampling::{ModelSampling, exp};
+use super::explicit::{self, SigmaRange};
+use super::model_sampling::ModelSampling;
 use crate::sampler::SamplerKind;
 
 /// Most steps of a schedule, before denoise cuts it.
 pub const MAX_STEPS: usize = 10_000;
+
+/// The rho that Karras et al. recommend.
+const KARRAS_RHO: f64 = 7.0;
+/// Both parameters of the beta scheduler's distribution.
+const BETA_SHAPE: [f64; 2] = [0.6, 0.6];
 
 /// How the sigmas of a run are spread, by ComfyUI's names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -142,9 +148,9 @@ fn ksampler_sigmas(
         Scheduler::SgmUniform => sgm_uniform(model, asked),
         Scheduler::Simple => simple(model, asked),
         Scheduler::DdimUniform => ddim_uniform(model, asked),
-        Scheduler::Karras => karras(model, asked),
-        Scheduler::Exponential => exponential(model, asked),
-        Scheduler::Beta => super::beta::beta(model, asked),
+        Scheduler::Karras => explicit::karras_unchecked(asked, SigmaRange::of(model), KARRAS_RHO),
+        Scheduler::Exponential => explicit::exponential_unchecked(asked, SigmaRange::of(model)),
+        Scheduler::Beta => super::beta::beta(model, asked, BETA_SHAPE),
         Scheduler::LinearQuadratic => linear_quadratic(model, asked),
         Scheduler::KlOptimal => kl_optimal(model, asked),
     };
@@ -181,21 +187,6 @@ fn ddim_uniform(model: &ModelSampling, steps: usize) -> Vec<f32> {
     with_zero(rising.into_iter().rev())
 }
 
-/// Karras et al. 2022, equation 5, with rho 7.
-fn karras(model: &ModelSampling, steps: usize) -> Vec<f32> {
-    const RHO: f64 = 7.0;
-    let min = f64::from(model.sigma_min()).powf(1.0 / RHO);
-    let max = f64::from(model.sigma_max()).powf(1.0 / RHO);
-    let (base, slope) = (max as f32, (min - max) as f32);
-    with_zero(linspace(0.0, 1.0, steps).map(|ramp| f64::from(base + ramp * slope).powf(RHO) as f32))
-}
-
-/// Evenly spaced logarithms.
-fn exponential(model: &ModelSampling, steps: usize) -> Vec<f32> {
-    let (max, min) = (f64::from(model.sigma_max()).ln() as f32, f64::from(model.sigma_min()).ln() as f32);
-    with_zero(linspace(max, min, steps).map(exp))
-}
-
 /// Half the steps in a line through the first 2.5% of the noise, the rest quadratic (Genmo's Mochi).
 fn linear_quadratic(model: &ModelSampling, steps: usize) -> Vec<f32> {
     const THRESHOLD_NOISE: f64 = 0.025;
@@ -230,7 +221,7 @@ fn kl_optimal(model: &ModelSampling, steps: usize) -> Vec<f32> {
     }))
 }
 
-fn with_zero(sigmas: impl Iterator<Item = f32>) -> Vec<f32> {
+pub(super) fn with_zero(sigmas: impl Iterator<Item = f32>) -> Vec<f32> {
     sigmas.chain(std::iter::once(0.0)).collect()
 }
 
