@@ -59,7 +59,7 @@ impl Picture {
 
     /// The part whose sides are multiples of `multiple`, cut evenly from both ends (ComfyUI's
     /// `vae_encode_crop_pixels`).
-    pub(crate) fn cropped_to_multiple(&self, multiple: usize) -> Self {
+    pub fn cropped_to_multiple(&self, multiple: usize) -> Self {
         let (width, height) = (self.width / multiple * multiple, self.height / multiple * multiple);
         let (left, top) = ((self.width - width) / 2, (self.height - height) / 2);
         let mut data = Vec::with_capacity(width * height * 3);
@@ -70,7 +70,7 @@ impl Picture {
     }
 
     /// Replaces the pixels where `replace` is true by mid grey.
-    pub(crate) fn greyed_where(mut self, replace: &[bool]) -> Self {
+    pub fn greyed_where(mut self, replace: &[bool]) -> Self {
         for (pixel, replace) in self.data.chunks_exact_mut(3).zip(replace) {
             if *replace {
                 pixel.fill(0.5);
@@ -143,7 +143,7 @@ impl Mask {
     }
 
     /// Bilinear interpolation as torch's (`align_corners=False`, no antialiasing).
-    pub(crate) fn resized(&self, width: usize, height: usize) -> Self {
+    pub fn resized(&self, width: usize, height: usize) -> Self {
         if (width, height) == (self.width, self.height) {
             return self.clone();
         }
@@ -155,7 +155,7 @@ impl Mask {
     }
 
     /// The part that matches [`Picture::cropped_to_multiple`].
-    pub(crate) fn cropped_to_multiple(&self, multiple: usize) -> Self {
+    pub fn cropped_to_multiple(&self, multiple: usize) -> Self {
         let (width, height) = (self.width / multiple * multiple, self.height / multiple * multiple);
         let (left, top) = ((self.width - width) / 2, (self.height - height) / 2);
         let mut data = Vec::with_capacity(width * height);
@@ -166,14 +166,14 @@ impl Mask {
     }
 
     /// Rounded to 0 or 1, halves to even as torch rounds.
-    pub(crate) fn rounded(mut self) -> Self {
+    pub fn rounded(mut self) -> Self {
         self.data.iter_mut().for_each(|v| *v = v.round_ties_even());
         self
     }
 
     /// A rounded mask spread by a box of `grow` × `grow` pixels, as ComfyUI's `VAEEncodeForInpaint` does: a
     /// clamped box sum with `ceil((grow - 1) / 2)` rows of padding, cut at the far edges.
-    pub(crate) fn grown(&self, grow: usize) -> Self {
+    pub fn grown(&self, grow: usize) -> Self {
         if grow == 0 {
             return self.clone();
         }

@@ -6,6 +6,8 @@
 mod latent;
 mod loras;
 mod memory;
+mod text;
+mod vae;
 
 use std::collections::HashMap;
 use std::sync::Arc;

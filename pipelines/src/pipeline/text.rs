@@ -1,0 +1,76 @@
+//! Prompts as ComfyUI's text nodes give them: outside a request, and with a text of its own for each encoder.
+
+use std::sync::Arc;
+
+use darkroom_models::tokenizer::ClipTokenizer;
+
+use super::{Pipeline, PromptText};
+use crate::PipelineError;
+use crate::conditioning::{self, Conditioning};
+use crate::lora::LoraSet;
+use crate::prompt::{self, CHUNK_LEN, CLIP_G_PAD, CLIP_L_PAD, PromptLimits, TokenChunk, TokenChunks};
+
+impl Pipeline {
+    /// A prompt to encode. `clip_skip` counts as [`crate::ImageRequest::clip_skip`] does; of `loras` only what they
+    /// change in the text encoders matters.
+    pub fn prompt_text(&self, text: &str, clip_skip: Option<usize>, loras: Option<&LoraSet>) -> PromptText {
+        PromptText {
+            layer: self.hidden_layer(clip_skip),
+            loras: loras.filter(|set| set.changes_text()).map(|set| Arc::clone(set.name())),
+            text: text.to_owned(),
+        }
+    }
+
+    /// A prompt with a text for CLIP-L and one for CLIP-G (`CLIPTextEncodeSDXL`). The shorter one is filled up with
+    /// rows of the empty prompt.
+    ///
+    /// # Errors
+    /// The model has one text encoder, or a text cannot be encoded.
+    pub fn encode_pair(
+        &self,
+        text_l: &str,
+        text_g: &str,
+        clip_skip: Option<usize>,
+        loras: Option<&Arc<LoraSet>>,
+    ) -> Result<Conditioning, PipelineError> {
+        let Some(clip_g) = &self.clip_g else {
+            return Err(PipelineError::Request {
+                field: "clip",
+                message: "has one text encoder; a text for each of two needs an SDXL model".into(),
+            });
+        };
+        let limits = &self.limits.prompt;
+        let mut l = rows("text_l", text_l, &self.tokenizer, CLIP_L_PAD, limits)?;
+        let mut g = rows("text_g", text_g, &self.tokenizer, CLIP_G_PAD, limits)?;
+        let longest = l.chunks.len().max(g.chunks.len());
+        for rows in [&mut l, &mut g] {
+            let empty = TokenChunk { ids: rows.empty, weights: [1.0; CHUNK_LEN] };
+            rows.chunks.resize(longest, empty);
+        }
+        let layer = self.hidden_layer(clip_skip);
+        let loras = loras.filter(|set| set.changes_text());
+        let l = conditioning::encode_prompts(&self.clip_l, &[l], layer, loras.map(|set| &set.clip_l))?;
+        let g = conditioning::encode_prompts(clip_g, &[g], layer, loras.map(|set| &set.clip_g))?;
+        let (Some(l), Some(g)) = (l.first(), g.first()) else {
+            return Err(PipelineError::Request { field: "clip", message: "gave nothing for the prompt".into() });
+        };
+        Ok(conditioning::join(l, g)?)
+    }
+}
+
+fn rows(
+    field: &'static str,
+    text: &str,
+    tokenizer: &ClipTokenizer,
+    pad: u32,
+    limits: &PromptLimits,
+) -> Result<TokenChunks, PipelineError> {
+    let refuse = |source| PipelineError::Prompt { field, source };
+    let segments = prompt::parse(text, limits).map_err(refuse)?;
+    prompt::check_weights(&segments).map_err(refuse)?;
+    let rows = prompt::chunk(&segments, tokenizer, pad, limits).map_err(refuse)?;
+    for warning in &rows.warnings {
+        tracing::warn!("{warning}");
+    }
+    Ok(rows)
+}
