@@ -81,6 +81,13 @@ pub struct Model {
     pub free_u: Option<[f64; 4]>,
 }
 
+impl Model {
+    /// A model as its file has it.
+    pub fn new(origin: Origin) -> Self {
+        Self { origin, loras: Vec::new(), sampling: None, rescale_cfg: None, free_u: None }
+    }
+}
+
 /// `ModelSamplingDiscrete`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SamplingChange {
@@ -135,6 +142,8 @@ pub struct Cond {
     pub range: Option<(f64, f64)>,
     /// ControlNets, in the order they were applied.
     pub controls: Vec<CondControl>,
+    /// Whether they act on the negative prompt as well, where it has none of its own (`ControlNetApply`).
+    pub controls_both: bool,
     /// `InpaintModelConditioning`'s source (`concat_latent_image`, `concat_mask`), for models that take them.
     pub inpaint: Option<Arc<Latent>>,
 }
@@ -150,6 +159,7 @@ impl Cond {
             mask: None,
             range: None,
             controls: Vec::new(),
+            controls_both: false,
             inpaint: None,
         }
     }
