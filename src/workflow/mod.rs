@@ -11,6 +11,7 @@
 //! - [`graph`] is a prompt, [`check`] says what is wrong with it, [`execute`] runs it, [`cache`] keeps what nodes gave;
 //! - [`ordered`] is JSON that keeps its order, [`metadata`] what pictures carry of it.
 
+mod borrowed;
 pub mod cache;
 pub mod check;
 pub mod choices;

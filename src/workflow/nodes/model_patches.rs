@@ -1,0 +1,100 @@
+//! Changes to how a model is drawn with: what it is taken to predict, guidance, features on the way up.
+
+use darkroom_pipelines::schedule::Prediction;
+
+use crate::workflow::context::{Inputs, NodeError, Outputs};
+use crate::workflow::interface::{Input, Interface, boolean, combo, float, link};
+use crate::workflow::registry::Registry;
+use crate::workflow::value::{Kind, SamplingChange, Value};
+
+/// Adds them.
+pub(super) fn register(registry: &mut Registry) {
+    registry.add(
+        Interface::new("ModelSamplingDiscrete", "advanced/model")
+            .display("ModelSamplingDiscrete")
+            .input(link("model", Kind::MODEL))
+            .input(combo("sampling", ["eps", "v_prediction", "lcm", "x0", "img_to_img"]))
+            .input(boolean("zsnr", false))
+            .output(Kind::MODEL)
+            .module("comfy_extras.nodes_model_advanced"),
+        discrete,
+    );
+    registry.add(
+        Interface::new("RescaleCFG", "advanced/model")
+            .display("RescaleCFG")
+            .input(link("model", Kind::MODEL))
+            .input(float("multiplier", 0.7, 0.0, 1.0).with("step", 0.01))
+            .output(Kind::MODEL)
+            .module("comfy_extras.nodes_model_advanced"),
+        |inputs, _| {
+            let mut model = inputs.model("model")?;
+            model.rescale_cfg = Some(inputs.float("multiplier")?);
+            Ok(Outputs::one(Value::Model(model)))
+        },
+    );
+    let scale = |name, default| -> Input { float(name, default, 0.0, 10.0).with("step", 0.01) };
+    registry.add(
+        Interface::new("FreeU_V2", "model_patches/unet")
+            .display("FreeU_V2")
+            .input(link("model", Kind::MODEL))
+            .input(scale("b1", 1.3))
+            .input(scale("b2", 1.4))
+            .input(scale("s1", 0.9))
+            .input(scale("s2", 0.2))
+            .output(Kind::MODEL)
+            .module("comfy_extras.nodes_freelunch"),
+        |inputs, _| {
+            let mut model = inputs.model("model")?;
+            let scale = |name| inputs.float(name);
+            model.free_u = Some([scale("b1")?, scale("b2")?, scale("s1")?, scale("s2")?]);
+            Ok(Outputs::one(Value::Model(model)))
+        },
+    );
+    flow(registry);
+}
+
+fn discrete(inputs: &Inputs, _: &crate::workflow::Context<'_>) -> Result<Outputs, NodeError> {
+    let mut model = inputs.model("model")?;
+    let prediction = match &*inputs.string("sampling")? {
+        "eps" => Prediction::Epsilon,
+        "v_prediction" => Prediction::V,
+        "lcm" => Prediction::Lcm,
+        "x0" => Prediction::X0,
+        "img_to_img" => Prediction::ImgToImg,
+        other => return Err(NodeError::input("sampling", format!("'{other}' is not known"))),
+    };
+    model.sampling = Some(SamplingChange { prediction, zero_snr: inputs.boolean("zsnr")? });
+    Ok(Outputs::one(Value::Model(model)))
+}
+
+/// For models that predict a flow, none of which is drawn with here: a noise schedule of another kind would make noise
+/// of what the others draw.
+fn flow(registry: &mut Registry) {
+    for (class, shift) in [("ModelSamplingAuraFlow", 1.73), ("ModelSamplingSD3", 3.0)] {
+        registry.add(
+            Interface::new(class, "advanced/model")
+                .display(class)
+                .input(link("model", Kind::MODEL))
+                .input(float("shift", shift, 0.0, 100.0).with("step", 0.01))
+                .output(Kind::MODEL)
+                .module("comfy_extras.nodes_model_advanced"),
+            |_, _| Err(not_a_flow()),
+        );
+    }
+    registry.add(
+        Interface::new("CFGNorm", "advanced/guidance")
+            .input(link("model", Kind::MODEL))
+            .input(float("strength", 1.0, 0.0, 100.0).with("step", 0.01))
+            .named_output("patched_model", Kind::MODEL)
+            .module("comfy_extras.nodes_cfg"),
+        |_, _| Err(not_a_flow()),
+    );
+}
+
+fn not_a_flow() -> NodeError {
+    NodeError::input(
+        "model",
+        "is not a flow model (Stable Diffusion 3, AuraFlow, Qwen-Image), which this node is for: take the node out for \
+         Stable Diffusion 1.5 and XL",
+    )
+}
