@@ -52,7 +52,10 @@ impl Pipeline {
         let l = conditioning::encode_prompts(&self.clip_l, &[l], layer, loras.map(|set| &set.clip_l))?;
         let g = conditioning::encode_prompts(clip_g, &[g], layer, loras.map(|set| &set.clip_g))?;
         let (Some(l), Some(g)) = (l.first(), g.first()) else {
-            return Err(PipelineError::Request { field: "clip", message: "gave nothing for the prompt".into() });
+            return Err(PipelineError::Request {
+                field: "clip",
+                message: "gave nothing for the prompt".into(),
+            });
         };
         Ok(conditioning::join(l, g)?)
     }

@@ -14,8 +14,7 @@ impl Pipeline {
     pub fn decode_latent(&self, latent: &Tensor, tiling: Option<Tiling>) -> Result<Picture, PipelineError> {
         let latent = latent.to_device(&self.device)?.unsqueeze(0)?;
         let (_, _, height, width) = latent.dims4()?;
-        let tiling =
-            tiling.unwrap_or_else(|| self.vae.decode_tiling(height, width, self.activation_budget));
+        let tiling = tiling.unwrap_or_else(|| self.vae.decode_tiling(height, width, self.activation_budget));
         Picture::from_tensor(&self.vae.decode_with(&latent, tiling)?.get(0)?)
     }
 
@@ -26,12 +25,12 @@ impl Pipeline {
         let (height, width) = (cells(picture.height()), cells(picture.width()));
         if height == 0 || width == 0 {
             let (width, height) = (picture.width(), picture.height());
-            let message = format!("of {width}x{height} are too small: each side needs {PIXELS_PER_CELL} at least");
+            let message =
+                format!("of {width}x{height} are too small: each side needs {PIXELS_PER_CELL} at least");
             return Err(PipelineError::Request { field: "pixels", message });
         }
         let pixels = picture.cropped_to_multiple(PIXELS_PER_CELL).to_tensor(&self.device)?;
-        let tiling =
-            tiling.unwrap_or_else(|| self.vae.encode_tiling(height, width, self.activation_budget));
+        let tiling = tiling.unwrap_or_else(|| self.vae.encode_tiling(height, width, self.activation_budget));
         Ok(self.vae.encode_with(&pixels, tiling)?.get(0)?.to_device(&Device::Cpu)?)
     }
 }

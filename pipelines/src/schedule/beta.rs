@@ -60,11 +60,7 @@ fn lower_quantile(probability: f64, shape: [f64; 2]) -> f64 {
 fn distribution(x: f64, shape: [f64; 2]) -> f64 {
     let [a, b] = shape;
     // The complement converges where this one does not.
-    if x <= (a + 1.0) / (a + b + 2.0) {
-        tail(x, 1.0 - x, a, b)
-    } else {
-        1.0 - tail(1.0 - x, x, b, a)
-    }
+    if x <= (a + 1.0) / (a + b + 2.0) { tail(x, 1.0 - x, a, b) } else { 1.0 - tail(1.0 - x, x, b, a) }
 }
 
 /// The regularised incomplete beta function by its continued fraction (DLMF 8.17.22), evaluated by Lentz's method;
@@ -117,7 +113,8 @@ fn ln_gamma(x: f64) -> f64 {
         return (std::f64::consts::PI / (std::f64::consts::PI * x).sin()).ln() - ln_gamma(1.0 - x);
     }
     let x = x - 1.0;
-    let sum: f64 = TERMS[0] + TERMS[1..].iter().zip(1..).map(|(term, i)| term / (x + f64::from(i))).sum::<f64>();
+    let sum: f64 =
+        TERMS[0] + TERMS[1..].iter().zip(1..).map(|(term, i)| term / (x + f64::from(i))).sum::<f64>();
     let t = x + G + 0.5;
     0.5 * (2.0 * std::f64::consts::PI).ln() + (x + 0.5) * t.ln() - t + sum.ln()
 }

@@ -165,7 +165,10 @@ mod tests {
 
     #[test]
     fn each_equals_comfyuis() {
-        assert_near(&karras(5, RANGE, 3.0).unwrap(), &[20.000002, 9.635233, 3.662308, 0.870729, 0.050000016, 0.0]);
+        assert_near(
+            &karras(5, RANGE, 3.0).unwrap(),
+            &[20.000002, 9.635233, 3.662308, 0.870729, 0.050000016, 0.0],
+        );
         assert_near(&exponential(5, RANGE).unwrap(), &[20.0, 4.472136, 1.0, 0.2236068, 0.05, 0.0]);
         let poly = polyexponential(5, RANGE, 2.5).unwrap();
         assert_near(&poly, &[20.0, 0.9258394, 0.1441961, 0.06029542, 0.05, 0.0]);
@@ -186,7 +189,8 @@ mod tests {
             assert_eq!(beta_quantiles(&model, 6, shape[0], shape[1]).unwrap(), theirs, "{shape:?}");
         }
         // A timestep that repeats counts once.
-        let theirs: Vec<f32> = [999, 998, 995, 979, 927].iter().map(|t| model.table()[*t]).chain([0.0]).collect();
+        let theirs: Vec<f32> =
+            [999, 998, 995, 979, 927].iter().map(|t| model.table()[*t]).chain([0.0]).collect();
         assert_eq!(beta_quantiles(&model, 6, 5.0, 0.2).unwrap(), theirs);
     }
 
