@@ -14,7 +14,6 @@
 mod borrowed;
 pub mod cache;
 pub mod check;
-pub mod choices;
 pub mod context;
 pub mod event;
 pub mod execute;

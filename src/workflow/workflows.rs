@@ -7,7 +7,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::cache::Cache;
 use super::check::{Checked, Refusal, check};
-use super::choices::FileLists;
 use super::event::Listener;
 use super::execute::{Run, RunResult, Surroundings, execute};
 use super::folders::Folders;
@@ -30,36 +29,47 @@ pub struct Workflows {
     pub catalog: Arc<Catalog>,
     /// Where files are.
     pub folders: Folders,
-    lists: FileLists,
 }
 
 impl Workflows {
     /// With every node there is, and a cache of up to `cache_bytes`.
     pub fn new(engine: Arc<Engine>, catalog: Arc<Catalog>, folders: Folders, cache_bytes: usize) -> Self {
-        Self {
-            registry: Registry::all(),
-            cache: Cache::new(cache_bytes),
-            engine,
-            catalog,
-            folders,
-            lists: FileLists::default(),
-        }
+        Self { registry: Registry::all(), cache: Cache::new(cache_bytes), engine, catalog, folders }
     }
 
     /// The names behind a list of choices.
     pub fn choices(&self, choices: &Choices) -> Vec<String> {
-        self.lists.names(choices, &self.folders, &self.catalog)
+        let mut names = self.folders.choices(choices);
+        if matches!(choices, Choices::Models { folder: "checkpoints", .. }) {
+            self.add_catalog(&mut names);
+        }
+        names
     }
 
-    /// Files of a folder of models, by ComfyUI's name of it: `GET /models/{folder}`.
-    pub fn model_files(&self, folder: &str) -> Vec<String> {
-        self.lists.models(folder, &self.folders, &self.catalog)
+    /// Files of a folder of models, by ComfyUI's name of it; `None` for an unknown folder.
+    pub fn model_files(&self, folder: &str) -> Option<Vec<String>> {
+        let mut names = self.folders.model_files(folder)?;
+        if folder == "checkpoints" {
+            self.add_catalog(&mut names);
+        }
+        Some(names)
+    }
+
+    /// Models that are no single file in `checkpoints`, which ComfyUI would not list.
+    fn add_catalog(&self, names: &mut Vec<String>) {
+        for entry in self.catalog.list() {
+            let name = entry.file_name();
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
     }
 
     /// What `GET /object_info` says: of all nodes, or of one; of one that there is not, `{}`.
     pub fn object_info(&self, class: Option<&str>) -> Json {
         let choices = |list: &Choices| self.choices(list);
-        let nodes = self.registry.iter().filter(|node| class.is_none_or(|class| class == node.interface.class));
+        let nodes =
+            self.registry.iter().filter(|node| class.is_none_or(|class| class == node.interface.class));
         let infos = nodes.map(|node| (node.interface.class.to_owned(), node.interface.object_info(&choices)));
         Json::Object(infos.collect::<Map<_, _>>())
     }
