@@ -81,7 +81,7 @@ fn merged_weights_are_comfyuis_to_the_last_bit() {
     for (run, file) in [("d1", &stored), ("d3", &stored), ("d1", &wide), ("d3", &wide)] {
         let [unet, clip_l, clip_g] =
             &["unet.", "clip_l.", "clip_g."].map(|part| recorded_base(file, &format!("{run}.{part}")));
-        let target = LoraTarget { unet, unet_config: &config, clip_l, clip_g: Some(clip_g) };
+        let target = LoraTarget { unet, unet_config: Some(&config), clip_l, clip_g: Some(clip_g) };
         let lora = open(&format!("comfyui_{run}")).bind(&target, &Device::Cpu).unwrap();
         assert!(lora.unmatched.is_empty(), "{:?}", lora.unmatched);
         let mut compared = 0;
@@ -159,7 +159,7 @@ impl Model {
     }
 
     fn target(&self) -> LoraTarget<'_> {
-        LoraTarget { unet: &self.kept, unet_config: &self.config, clip_l: &self.clip, clip_g: None }
+        LoraTarget { unet: &self.kept, unet_config: Some(&self.config), clip_l: &self.clip, clip_g: None }
     }
 
     fn bind(&self, file: &LoraFile) -> Lora {

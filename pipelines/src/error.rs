@@ -1,6 +1,6 @@
 //! What can go wrong between a request and a picture.
 
-use darkroom_models::checkpoint::CheckpointError;
+use darkroom_models::checkpoint::{CheckpointError, Part};
 use darkroom_models::weights::WeightsError;
 
 use crate::prompt::PromptError;
@@ -50,6 +50,14 @@ pub enum PipelineError {
     ZeroTerminalSnr {
         /// The file or folder.
         origin: String,
+    },
+    /// A part that the work needs is not in the model's file.
+    #[error("{origin}: it has no {part}: load that from a file of its own, or a whole checkpoint")]
+    MissingPart {
+        /// The file or folder.
+        origin: String,
+        /// What is missing.
+        part: Part,
     },
     /// The network gave values that are no numbers.
     #[error(

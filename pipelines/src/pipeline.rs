@@ -16,11 +16,15 @@ use std::time::{Duration, Instant};
 use candle_core::{Device, Tensor};
 use darkroom_models::Precision;
 use darkroom_models::adapter::NetworkAdapter;
-use darkroom_models::checkpoint::{Checkpoint, Component, ModelKind, PredictionType};
+use darkroom_models::checkpoint::{
+    Checkpoint, CheckpointParts, Component, ModelKind, Part, Prediction as CheckpointPrediction,
+    PredictionType,
+};
 use darkroom_models::clip::{ClipTextConfig, ClipTextEncoder, HiddenLayer};
 use darkroom_models::tokenizer::ClipTokenizer;
-use darkroom_models::unet::UNet2DConditionModel;
-use darkroom_models::vae::AutoencoderKl;
+use darkroom_models::unet::{UNet2DConditionModel, UNetConfig};
+use darkroom_models::vae::{AutoencoderKl, VaeConfig};
+use darkroom_models::weights::Kept;
 
 use crate::PipelineError;
 use crate::condition::Placed;
@@ -45,14 +49,16 @@ pub struct Pipeline {
     kind: ModelKind,
     device: Device,
     tokenizer: Arc<ClipTokenizer>,
-    clip_l: ClipTextEncoder,
+    /// The file or folder, for errors.
+    origin: Arc<str>,
+    clip_l: Option<ClipTextEncoder>,
     clip_g: Option<ClipTextEncoder>,
-    unet: UNet2DConditionModel,
+    unet: Option<UNet2DConditionModel>,
     /// What the networks took from the file, for LoRAs.
     kept: Arc<KeptWeights>,
     /// The LoRAs that are in the UNet's weights.
     merged: Option<Arc<LoraSet>>,
-    vae: AutoencoderKl,
+    vae: Option<AutoencoderKl>,
     latent_scale: f64,
     sampling: ModelSampling,
     limits: Limits,
@@ -120,6 +126,22 @@ pub struct StepReport<'a> {
     pub elapsed: Duration,
 }
 
+/// A checkpoint's parts, each of which may be missing.
+struct Parts<'a> {
+    origin: &'a str,
+    kind: ModelKind,
+    prediction: &'a CheckpointPrediction,
+    unet: Option<&'a Component<UNetConfig>>,
+    vae: Option<&'a Component<VaeConfig>>,
+    clip_l: Option<&'a Component<ClipTextConfig>>,
+    clip_g: Option<&'a Component<ClipTextConfig>>,
+}
+
+/// What models of a family multiply latents by (ComfyUI's `latent_formats`), where no VAE's config says it.
+fn own_latent_scale(kind: ModelKind) -> f64 {
+    if kind == ModelKind::Sd15 { 0.18215 } else { 0.13025 }
+}
+
 /// Bytes of activations that the VAE may take before it goes by tiles.
 const DEFAULT_ACTIVATION_BUDGET: usize = 6 << 30;
 
@@ -136,8 +158,46 @@ impl Pipeline {
         device: &Device,
         precision: Precision,
     ) -> Result<Self, PipelineError> {
+        let Checkpoint { origin, kind, prediction, unet, vae, clip_l, clip_g, .. } = checkpoint;
+        let parts = Parts {
+            origin,
+            kind: *kind,
+            prediction,
+            unet: Some(unet),
+            vae: Some(vae),
+            clip_l: Some(clip_l),
+            clip_g: clip_g.as_ref(),
+        };
+        Self::load_parts(&parts, device, precision)
+    }
+
+    /// The same of a checkpoint that may lack parts: a UNet, text encoders or a VAE from a file of their own. Stages
+    /// that need what is missing fail and name it.
+    pub fn load_partial(
+        checkpoint: &CheckpointParts,
+        device: &Device,
+        precision: Precision,
+    ) -> Result<Self, PipelineError> {
+        let CheckpointParts { origin, kind, prediction, unet, vae, clip_l, clip_g, .. } = checkpoint;
+        let parts = Parts {
+            origin,
+            kind: *kind,
+            prediction,
+            unet: unet.as_ref(),
+            vae: vae.as_ref(),
+            clip_l: clip_l.as_ref(),
+            clip_g: clip_g.as_ref(),
+        };
+        Self::load_parts(&parts, device, precision)
+    }
+
+    fn load_parts(
+        checkpoint: &Parts<'_>,
+        device: &Device,
+        precision: Precision,
+    ) -> Result<Self, PipelineError> {
         if checkpoint.prediction.zero_terminal_snr {
-            return Err(PipelineError::ZeroTerminalSnr { origin: checkpoint.origin.clone() });
+            return Err(PipelineError::ZeroTerminalSnr { origin: checkpoint.origin.to_owned() });
         }
         let prediction = match checkpoint.prediction.kind {
             PredictionType::Epsilon => Prediction::Epsilon,
@@ -150,22 +210,36 @@ impl Pipeline {
             part.weights.finish()?;
             Ok((encoder, part.weights.kept()))
         };
-        let (clip_l, kept_clip_l) = text_encoder(&checkpoint.clip_l)?;
-        let (clip_g, kept_clip_g) = checkpoint.clip_g.as_ref().map(text_encoder).transpose()?.unzip();
-        let part = &checkpoint.vae;
-        let vae = AutoencoderKl::load(&part.config, &part.weights.at_precision(precision))?;
-        part.weights.finish()?;
-        let latent_scale = part.config.scaling_factor;
-        let part = &checkpoint.unet;
-        let weights = part.weights.at_precision(precision);
-        weights.keep();
-        let unet = UNet2DConditionModel::load(&part.config, &weights)?;
-        weights.finish()?;
-        let kept = KeptWeights { unet: weights.kept(), clip_l: kept_clip_l, clip_g: kept_clip_g };
+        let (clip_l, kept_clip_l) = checkpoint.clip_l.map(text_encoder).transpose()?.unzip();
+        let (clip_g, kept_clip_g) = checkpoint.clip_g.map(text_encoder).transpose()?.unzip();
+        let vae = |part: &Component<VaeConfig>| -> Result<_, PipelineError> {
+            let vae = AutoencoderKl::load(&part.config, &part.weights.at_precision(precision))?;
+            part.weights.finish()?;
+            Ok(vae)
+        };
+        let latent_scale = match checkpoint.vae {
+            Some(vae) => vae.config.scaling_factor,
+            None => own_latent_scale(checkpoint.kind),
+        };
+        let vae = checkpoint.vae.map(vae).transpose()?;
+        let unet = |part: &Component<UNetConfig>| -> Result<_, PipelineError> {
+            let weights = part.weights.at_precision(precision);
+            weights.keep();
+            let unet = UNet2DConditionModel::load(&part.config, &weights)?;
+            weights.finish()?;
+            Ok((unet, weights.kept()))
+        };
+        let (unet, kept_unet) = checkpoint.unet.map(unet).transpose()?.unzip();
+        let kept = KeptWeights {
+            unet: kept_unet.unwrap_or_else(|| Kept::none(checkpoint.origin, device)),
+            clip_l: kept_clip_l.unwrap_or_else(|| Kept::none(checkpoint.origin, device)),
+            clip_g: kept_clip_g,
+        };
         Ok(Self {
             kind: checkpoint.kind,
             device: device.clone(),
             tokenizer: ClipTokenizer::standard()?,
+            origin: checkpoint.origin.into(),
             clip_l,
             clip_g,
             unet,
@@ -179,6 +253,22 @@ impl Pipeline {
             activation_budget: DEFAULT_ACTIVATION_BUDGET,
             weight_bytes,
         })
+    }
+
+    fn missing(&self, part: Part) -> PipelineError {
+        PipelineError::MissingPart { origin: self.origin.to_string(), part }
+    }
+
+    fn unet(&self) -> Result<&UNet2DConditionModel, PipelineError> {
+        self.unet.as_ref().ok_or_else(|| self.missing(Part::UNet))
+    }
+
+    fn vae(&self) -> Result<&AutoencoderKl, PipelineError> {
+        self.vae.as_ref().ok_or_else(|| self.missing(Part::Vae))
+    }
+
+    fn clip_l(&self) -> Result<&ClipTextEncoder, PipelineError> {
+        self.clip_l.as_ref().ok_or_else(|| self.missing(Part::ClipL))
     }
 
     /// The same with other bounds on requests.
@@ -361,7 +451,7 @@ impl Pipeline {
             }
             conditioning::encode_prompts(encoder, &chunks, layer, adapter)
         };
-        let l = run(&self.clip_l, CLIP_L_PAD, loras.map(|set| &set.clip_l))?;
+        let l = run(self.clip_l()?, CLIP_L_PAD, loras.map(|set| &set.clip_l))?;
         match &self.clip_g {
             None => Ok(l.into_iter().map(|l| Conditioning { context: l.hidden, pooled: None }).collect()),
             Some(clip_g) => {
@@ -384,7 +474,7 @@ impl Pipeline {
     /// one call, but for conditions with areas and samples with several conditions, whose calls have no more rows than
     /// two for each sample. When the network call fails, no sample has moved.
     pub fn step(&self, batch: &mut [&mut Sample]) -> Result<(), PipelineError> {
-        let (unet, sampling, merged) = (&self.unet, &self.sampling, self.merged.as_deref());
+        let (unet, sampling, merged) = (self.unet()?, &self.sampling, self.merged.as_deref());
         Denoiser { unet, sampling, device: &self.device, merged }.step(batch)
     }
 
@@ -428,12 +518,12 @@ impl Pipeline {
         let mut rest = latents;
         while let Some(first) = rest.first() {
             let (_, height, width) = first.dims3()?;
-            let fit = self.activation_budget / self.vae.decode_bytes(height, width).max(1);
+            let fit = self.activation_budget / self.vae()?.decode_bytes(height, width).max(1);
             let same = rest.iter().take_while(|latent| latent.dims() == first.dims()).count();
             let (now, later) = rest.split_at(same.min(fit).max(1));
             let batch = self.to_vae_units(&Tensor::stack(now, 0)?)?;
-            let tiling = self.vae.decode_tiling(height, width, self.activation_budget);
-            let decoded = self.vae.decode_with(&batch, tiling)?;
+            let tiling = self.vae()?.decode_tiling(height, width, self.activation_budget);
+            let decoded = self.vae()?.decode_with(&batch, tiling)?;
             for i in 0..now.len() {
                 pictures.push(Picture::from_tensor(&decoded.get(i)?)?);
             }
@@ -471,8 +561,8 @@ impl Pipeline {
         let pixels = picture.cropped_to_multiple(PIXELS_PER_CELL).to_tensor(&self.device)?;
         let (_, _, height, width) = pixels.dims4()?;
         let (rows, columns) = (height / PIXELS_PER_CELL, width / PIXELS_PER_CELL);
-        let tiling = self.vae.encode_tiling(rows, columns, self.activation_budget);
-        Ok((self.vae.encode_with(&pixels, tiling)?.get(0)? * self.latent_scale)?)
+        let tiling = self.vae()?.encode_tiling(rows, columns, self.activation_budget);
+        Ok((self.vae()?.encode_with(&pixels, tiling)?.get(0)? * self.latent_scale)?)
     }
 }
 

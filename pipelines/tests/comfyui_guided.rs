@@ -93,7 +93,7 @@ fn with_loras(pipeline: &Pipeline, case: &Case) -> Vec<ImageRequest> {
 fn control_net() -> &'static Arc<ControlNet> {
     static NETWORK: OnceLock<Arc<ControlNet>> = OnceLock::new();
     NETWORK.get_or_init(|| {
-        let (file, base) = (weight_file("controlnet-tiny"), golden().pipeline.unet_config());
+        let (file, base) = (weight_file("controlnet-tiny"), golden().pipeline.unet_config().unwrap());
         Arc::new(ControlNet::from_file(file, base, &Device::Cpu, Precision::Full).unwrap())
     })
 }

@@ -57,7 +57,7 @@ fn model() -> &'static Model {
         let other = folder.path().join("other.safetensors");
         candle_core::safetensors::save(&other_control_net(), &other).unwrap();
         let control = |path: &Path| {
-            let config = pipeline.unet_config();
+            let config = pipeline.unet_config().unwrap();
             Arc::new(ControlNet::from_file(open(path), config, &Device::Cpu, Precision::Full).unwrap())
         };
         let controls = [control(&asset("tiny-canny.safetensors")), control(&other)];

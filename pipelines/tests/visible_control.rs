@@ -98,7 +98,8 @@ impl Studio {
         let open = |name: &str| Arc::new(WeightFile::open(&asset(name)).unwrap());
         let file = open("tiny-canny.safetensors");
         let control =
-            ControlNet::from_file(file, pipeline.unet_config(), &Device::Cpu, Precision::Full).unwrap();
+            ControlNet::from_file(file, pipeline.unet_config().unwrap(), &Device::Cpu, Precision::Full)
+                .unwrap();
         let loras = CHARACTERS.iter().map(|character| {
             let file = LoraFile::open(open(&format!("lora-{}.safetensors", character.name))).unwrap();
             let lora = Arc::new(pipeline.bind_lora(&file).unwrap());

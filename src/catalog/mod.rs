@@ -4,6 +4,7 @@
 
 mod about;
 mod auxiliary;
+mod parts;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -11,10 +12,11 @@ use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
 use candle_core::Device;
-use darkroom_models::checkpoint::{Checkpoint, CheckpointError, ModelKind, inspect};
+use darkroom_models::checkpoint::{Checkpoint, CheckpointError, CheckpointParts, ModelKind, inspect};
 
 pub use about::{About, Width};
 pub use auxiliary::{AuxiliaryEntry, AuxiliaryKind};
+pub use parts::PartKind;
 
 use crate::embedded;
 use crate::expressions::{Vocabulary, VocabularyError};
@@ -83,6 +85,16 @@ pub struct Entry {
 enum Location {
     Embedded,
     Path(PathBuf),
+    Part { kind: PartKind, paths: Vec<PathBuf> },
+}
+
+/// A model's opened weights.
+#[derive(Debug)]
+pub enum Opened {
+    /// All that a picture needs.
+    Whole(Checkpoint),
+    /// Some of it.
+    Part(CheckpointParts),
 }
 
 impl Entry {
@@ -90,6 +102,7 @@ impl Entry {
     pub fn file_name(&self) -> String {
         match &self.location {
             Location::Path(path) if path.is_dir() => self.id.clone(),
+            Location::Part { .. } => self.id.clone(),
             _ => format!("{}.safetensors", self.id),
         }
     }
@@ -99,6 +112,11 @@ impl Entry {
         match &self.location {
             Location::Embedded => problem.to_owned(),
             Location::Path(path) => without_path(problem, path, &self.file_name()),
+            Location::Part { paths, .. } => {
+                let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                let hide = |text: String, path: &PathBuf| without_path(&text, path, &name(path));
+                paths.iter().fold(problem.to_owned(), hide)
+            }
         }
     }
 }
@@ -235,6 +253,9 @@ impl Catalog {
         if plain == self.embedded.id || plain == "embedded" {
             return Some(self.embedded.clone());
         }
+        if let Some(part) = self.find_part(id) {
+            return Some(part);
+        }
         self.list().into_iter().find(|entry| entry.id == plain)
     }
 
@@ -251,10 +272,11 @@ impl Catalog {
     }
 
     /// Opens a model's weights.
-    pub fn open_model(&self, entry: &Entry, device: &Device) -> Result<Checkpoint, CheckpointError> {
+    pub fn open_model(&self, entry: &Entry, device: &Device) -> Result<Opened, CheckpointError> {
         match &entry.location {
-            Location::Embedded => embedded::checkpoint(device),
-            Location::Path(path) => Checkpoint::open(path, device),
+            Location::Embedded => embedded::checkpoint(device).map(Opened::Whole),
+            Location::Path(path) => Checkpoint::open(path, device).map(Opened::Whole),
+            Location::Part { kind, paths } => parts::open(*kind, paths, device).map(Opened::Part),
         }
     }
 }

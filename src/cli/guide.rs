@@ -185,7 +185,8 @@ fn control_net(
             continue;
         }
         let network = entry.open().map_err(|e| e.to_string()).and_then(|file| {
-            ControlNet::from_file(file, pipeline.unet_config(), pipeline.device(), pipeline.precision())
+            let config = pipeline.unet_config().map_err(|e| e.to_string())?;
+            ControlNet::from_file(file, config, pipeline.device(), pipeline.precision())
                 .map_err(|e| e.to_string())
         });
         match network {

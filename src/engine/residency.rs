@@ -12,7 +12,7 @@ use candle_core::Device;
 use darkroom_models::Precision;
 use darkroom_pipelines::{Limits, Pipeline};
 
-use crate::catalog::{Catalog, Entry};
+use crate::catalog::{Catalog, Entry, Opened};
 
 /// How long a model that could not be loaded is not tried again.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
@@ -96,8 +96,10 @@ impl Weights {
             while let Ok((model, entry)) = wanted.recv() {
                 let started = Instant::now();
                 let load = || {
-                    let checkpoint = loader.open_model(&entry, &device).map_err(|e| e.to_string())?;
-                    let pipeline = Pipeline::load_at(&checkpoint, &device, precision);
+                    let pipeline = match loader.open_model(&entry, &device).map_err(|e| e.to_string())? {
+                        Opened::Whole(checkpoint) => Pipeline::load_at(&checkpoint, &device, precision),
+                        Opened::Part(parts) => Pipeline::load_partial(&parts, &device, precision),
+                    };
                     pipeline.map(|p| p.with_limits(limits.clone())).map_err(|e| e.to_string())
                 };
                 let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(load))

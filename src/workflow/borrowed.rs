@@ -43,16 +43,7 @@ pub(super) struct Borrowed {
 impl Borrowed {
     /// Waits until it is there.
     pub(super) fn model(context: &Context<'_>, origin: &Origin) -> Result<Self, NodeError> {
-        let name = match origin {
-            Origin::Checkpoint(name) => Arc::clone(name),
-            Origin::Files(files) => {
-                return Err(NodeError::Failed(format!(
-                    "{} cannot be used without the other parts of its model: load a whole checkpoint with \
-                     CheckpointLoaderSimple",
-                    files.join(", ")
-                )));
-            }
-        };
+        let name = Arc::clone(origin);
         let pipeline = context.engine.borrow_model(&name, context.interrupt)?;
         Ok(Self { name, pipeline })
     }

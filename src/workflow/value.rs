@@ -57,14 +57,9 @@ impl Kind {
     }
 }
 
-/// Which file networks come from.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Origin {
-    /// A whole checkpoint, by its id in the catalog.
-    Checkpoint(Arc<str>),
-    /// Files of their own (`diffusion_models/`, `text_encoders/`, `vae/`), by their names there.
-    Files(Arc<[String]>),
-}
+/// The engine's name of the networks behind a value: a checkpoint's id in the catalog, or a part's
+/// ([`crate::catalog::PartKind::id`]).
+pub type Origin = Arc<str>;
 
 /// A model to denoise with: what `MODEL` sockets carry.
 #[derive(Debug, Clone, PartialEq)]

@@ -9,6 +9,7 @@ mod folder;
 mod inspect;
 pub(crate) mod keys;
 mod kind;
+mod lone_part;
 mod prediction;
 mod single_file;
 

@@ -65,21 +65,37 @@ pub(super) fn open(file: &Arc<WeightFile>, device: &Device) -> Result<Checkpoint
                     .into(),
         });
     }
+    open_with(file, device, kind, &part_of)
+}
+
+/// Which part a stored tensor belongs to, and its name within it.
+pub(super) type PartOf<'a> = &'a dyn Fn(&str) -> Option<(Part, &str)>;
+
+/// Opens the parts that `part_of` finds.
+pub(super) fn open_with(
+    file: &Arc<WeightFile>,
+    device: &Device,
+    kind: ModelKind,
+    part_of: PartOf<'_>,
+) -> Result<CheckpointParts, CheckpointError> {
+    let header = file.header();
+    let origin = file.name().to_owned();
     let prediction = prediction::of_file(header).map_err(|found| CheckpointError::Unsupported {
         origin: origin.clone(),
         reason: format!("prediction type {found}; epsilon and v are"),
     })?;
-    let unet = gather(file, Part::UNet)?;
-    let vae = gather(file, Part::Vae)?;
-    let clip_l = gather(file, Part::ClipL)?;
-    let clip_g = gather(file, Part::ClipG)?;
-    let component = Build { origin: &origin, header, device };
+    let unet = gather(file, Part::UNet, part_of)?;
+    let vae = gather(file, Part::Vae, part_of)?;
+    let clip_l = gather(file, Part::ClipL, part_of)?;
+    let clip_g = gather(file, Part::ClipG, part_of)?;
+    let component = Build { origin: &origin, header, device, part_of };
     let clip_g = component.of(clip_g, Part::ClipG, |t| detect::clip(t, header, "text_encoder_2_config"))?;
     let clip_l = component.of(clip_l, Part::ClipL, |t| detect::clip(t, header, "text_encoder_config"))?;
     let pooled = clip_g.as_ref().and_then(|clip| clip.config.projection_dim);
     let unet = component.of(unet, Part::UNet, |t| detect::unet(t, header, kind, pooled))?;
     let vae = component.of(vae, Part::Vae, |t| detect::vae(t, header, kind))?;
     let stray = component.stray();
+    let layout = kind::classify(header).1;
     let parts = CheckpointParts { kind, layout, prediction, unet, vae, clip_l, clip_g, stray, origin };
     super::folder::refuse_other_tasks(&parts)?;
     Ok(parts)
@@ -89,6 +105,7 @@ struct Build<'a> {
     origin: &'a str,
     header: &'a Header,
     device: &'a Device,
+    part_of: PartOf<'a>,
 }
 
 impl Build<'_> {
@@ -110,7 +127,7 @@ impl Build<'_> {
             .header
             .tensors
             .keys()
-            .filter(|name| part_of(name).is_none() && !is_ignored(name))
+            .filter(|name| (self.part_of)(name).is_none() && !is_ignored(name))
             .cloned()
             .collect();
         if let Some(first) = stray.first() {
@@ -121,7 +138,11 @@ impl Build<'_> {
 }
 
 /// All tensors of `part` under canonical names.
-fn gather(file: &Arc<WeightFile>, part: Part) -> Result<BTreeMap<String, Stored>, CheckpointError> {
+fn gather(
+    file: &Arc<WeightFile>,
+    part: Part,
+    part_of: PartOf<'_>,
+) -> Result<BTreeMap<String, Stored>, CheckpointError> {
     let own = || {
         let names = file.header().tensors.keys();
         names.filter(|name| !is_ignored(name)).filter_map(|name| {

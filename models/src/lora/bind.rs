@@ -19,7 +19,10 @@ impl Aliases {
         let names = |kept: &Kept| kept.iter().map(|(name, _)| name.to_owned()).collect::<Vec<_>>();
         let clip = |kept: &Kept| aliases::clip(names(kept).iter().map(String::as_str));
         Self {
-            unet: aliases::unet(names(target.unet).iter().map(String::as_str), target.unet_config),
+            unet: target
+                .unet_config
+                .map(|config| aliases::unet(names(target.unet).iter().map(String::as_str), config))
+                .unwrap_or_default(),
             clip_l: clip(target.clip_l),
             clip_g: target.clip_g.map(clip).unwrap_or_default(),
         }
@@ -34,15 +37,17 @@ impl LoraFile {
     /// When it was made for another kind of model, nothing in it fits, or a tensor is damaged or has a shape
     /// that fits neither its layer nor its counterpart.
     pub fn bind(&self, target: &LoraTarget<'_>, device: &Device) -> Result<Lora, LoraError> {
-        let width = target.unet_config.cross_attention_dim;
-        let wanted = Family::of_context(width);
+        let width = target.unet_config.map(|config| config.cross_attention_dim);
+        let wanted = width.map_or(Family::Sdxl, Family::of_context);
         let other_family = |family| LoraError::Family {
             file: self.name().to_owned(),
             family,
             model: target.unet.origin().to_owned(),
             wanted,
         };
-        if let Some(context) = self.context_width().filter(|context| *context != width) {
+        if let (Some(width), Some(context)) = (width, self.context_width())
+            && context != width
+        {
             return Err(other_family(Family::of_context(context)));
         }
         let aliases = Aliases::of(target);
@@ -88,7 +93,9 @@ impl LoraFile {
         }
         lora.unmatched.sort();
         lora.unmatched.dedup();
-        if lora.unet.is_empty() && lora.clip_l.is_empty() && lora.clip_g.is_empty() {
+        // A network alone may well be one that this LoRA does not change.
+        let whole = !target.unet.is_empty() && !target.clip_l.is_empty();
+        if whole && lora.unet.is_empty() && lora.clip_l.is_empty() && lora.clip_g.is_empty() {
             return Err(match self.family().filter(|family| *family != wanted) {
                 Some(family) => other_family(family),
                 None => LoraError::NothingFits {

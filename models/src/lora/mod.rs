@@ -41,8 +41,8 @@ pub(crate) fn is_lora_tensor(stored: &str) -> bool {
 pub struct LoraTarget<'a> {
     /// The UNet's tensors.
     pub unet: &'a Kept,
-    /// The UNet's shape.
-    pub unet_config: &'a UNetConfig,
+    /// The UNet's shape; `None` where there is none, only text encoders.
+    pub unet_config: Option<&'a UNetConfig>,
     /// CLIP-L's tensors.
     pub clip_l: &'a Kept,
     /// OpenCLIP bigG's tensors, in SDXL.

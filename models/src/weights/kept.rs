@@ -51,6 +51,21 @@ pub struct Kept {
 }
 
 impl Kept {
+    /// Of a network that is not there.
+    pub fn none(origin: &str, device: &Device) -> Self {
+        Self {
+            origin: origin.to_owned(),
+            device: device.clone(),
+            precision: Precision::Full,
+            tensors: BTreeMap::new(),
+        }
+    }
+
+    /// Whether there are no tensors.
+    pub fn is_empty(&self) -> bool {
+        self.tensors.is_empty()
+    }
+
     /// The tensor `name` (`down_blocks.0.resnets.0.conv1.weight`).
     pub fn get(&self, name: &str) -> Option<&KeptTensor> {
         self.tensors.get(name)

@@ -48,7 +48,7 @@ impl Pipeline {
     /// A value is out of range, an area lies outside the latent, the conditioning or a ControlNet's picture is not of
     /// a size that fits, or the sigmas are none that the sampler can walk.
     pub fn start_latent(&self, request: &LatentRequest) -> Result<Sample, PipelineError> {
-        request.validate(&self.limits, self.unet.config().in_channels)?;
+        request.validate(&self.limits, self.unet()?.config().in_channels)?;
         let latent = request.latent.to_dtype(DType::F32)?.to_device(&self.device)?.contiguous()?;
         let latent = (latent * self.latent_scale)?;
         let (_, height, width) = latent.dims3()?;
@@ -58,7 +58,7 @@ impl Pipeline {
             width,
             device: &self.device,
             sampling,
-            sized: self.unet.config().addition.is_some(),
+            sized: self.unet()?.config().addition.is_some(),
         };
         let Sides { positive, negative } = frame.place(&request.positive, request.negative.as_deref())?;
         for placed in positive.iter().chain(negative.iter().flatten()) {
@@ -133,7 +133,7 @@ impl Pipeline {
 
     /// Checks that a prompt was encoded for a model like this one.
     fn check_conditioning(&self, placed: &Placed) -> Result<(), PipelineError> {
-        let config = self.unet.config();
+        let config = self.unet()?.config();
         let refuse = |message: String| Err(PipelineError::Request { field: "conditions", message });
         let (context, pooled) = (&placed.text.context, &placed.text.pooled);
         match context.dims() {

@@ -35,7 +35,7 @@ impl Pipeline {
     pub fn bind_lora(&self, file: &LoraFile) -> Result<Lora, PipelineError> {
         let target = LoraTarget {
             unet: &self.kept.unet,
-            unet_config: self.unet.config(),
+            unet_config: self.unet.as_ref().map(UNet2DConditionModel::config),
             clip_l: &self.kept.clip_l,
             clip_g: self.kept.clip_g.as_ref(),
         };
@@ -66,9 +66,9 @@ impl Pipeline {
         };
         let replaced = merge(&self.kept.unet, &set.unet_stack())?;
         let weights = self.kept.unet.with_replaced(replaced);
-        let unet = UNet2DConditionModel::load(self.unet.config(), &weights)?;
+        let unet = UNet2DConditionModel::load(self.unet()?.config(), &weights)?;
         weights.finish()?;
-        Ok(Self { unet, merged: Some(Arc::clone(set)), ..self.clone() })
+        Ok(Self { unet: Some(unet), merged: Some(Arc::clone(set)), ..self.clone() })
     }
 
     /// Bytes that [`Self::with_merged`] takes beside this pipeline's own.
@@ -91,8 +91,11 @@ impl Pipeline {
     }
 
     /// The network's shape: what ControlNets must fit.
-    pub fn unet_config(&self) -> &darkroom_models::unet::UNetConfig {
-        self.unet.config()
+    ///
+    /// # Errors
+    /// When the checkpoint has no UNet.
+    pub fn unet_config(&self) -> Result<&darkroom_models::unet::UNetConfig, PipelineError> {
+        Ok(self.unet()?.config())
     }
 
     /// How precisely its network computes.

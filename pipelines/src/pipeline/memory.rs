@@ -1,9 +1,8 @@
 //! What a pipeline holds and what its stages take, in bytes: what a scheduler needs to know before it admits work.
 
-use darkroom_models::checkpoint::Checkpoint;
 use darkroom_models::weights::Weights;
 
-use super::Pipeline;
+use super::{Parts, Pipeline};
 
 /// Context tokens that a row is taken to have: prompts of four chunks. Each further chunk of SDXL's takes 0.6 MB.
 const TOKENS: usize = 4 * 77;
@@ -20,22 +19,25 @@ impl Pipeline {
     /// Most bytes that one network call takes beside the weights, for `rows` latents of `height × width` cells. A
     /// sample is two rows where it has a negative prompt, else one.
     pub fn step_bytes(&self, rows: usize, height: usize, width: usize) -> usize {
-        let config = self.unet.config();
+        let Some(unet) = &self.unet else { return 0 };
+        let config = unet.config();
         let latent = config.in_channels.saturating_mul(height).saturating_mul(width);
         let latents = rows.saturating_mul(LATENTS).saturating_mul(latent).saturating_mul(size_of::<f32>());
-        self.unet.forward_bytes(rows, height, width, TOKENS).saturating_add(latents)
+        unet.forward_bytes(rows, height, width, TOKENS).saturating_add(latents)
     }
 
     /// Most bytes that decoding one latent of `height × width` cells in one piece takes. [`Pipeline::decode`] itself
     /// goes by tiles where that is beyond its budget.
     pub fn decode_bytes(&self, height: usize, width: usize) -> usize {
-        self.vae.decode_bytes(height, width)
+        self.vae.as_ref().map_or(0, |vae| vae.decode_bytes(height, width))
     }
 }
 
 /// The weights of a checkpoint from which nothing was taken yet.
-pub(super) fn weight_bytes(checkpoint: &Checkpoint) -> u64 {
-    let parts = [&checkpoint.unet.weights, &checkpoint.vae.weights, &checkpoint.clip_l.weights];
-    let clip_g = checkpoint.clip_g.as_ref().map(|part| &part.weights);
-    parts.into_iter().chain(clip_g).map(Weights::bytes).sum()
+pub(super) fn weight_bytes(checkpoint: &Parts<'_>) -> u64 {
+    let text_encoders =
+        [checkpoint.clip_l, checkpoint.clip_g].into_iter().flatten().map(|part| &part.weights);
+    let unet = checkpoint.unet.map(|part| &part.weights);
+    let vae = checkpoint.vae.map(|part| &part.weights);
+    text_encoders.chain(unet).chain(vae).map(Weights::bytes).sum()
 }

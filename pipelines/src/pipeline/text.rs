@@ -49,7 +49,7 @@ impl Pipeline {
         }
         let layer = self.hidden_layer(clip_skip);
         let loras = loras.filter(|set| set.changes_text());
-        let l = conditioning::encode_prompts(&self.clip_l, &[l], layer, loras.map(|set| &set.clip_l))?;
+        let l = conditioning::encode_prompts(self.clip_l()?, &[l], layer, loras.map(|set| &set.clip_l))?;
         let g = conditioning::encode_prompts(clip_g, &[g], layer, loras.map(|set| &set.clip_g))?;
         let (Some(l), Some(g)) = (l.first(), g.first()) else {
             return Err(PipelineError::Request {

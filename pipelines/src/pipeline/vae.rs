@@ -14,8 +14,9 @@ impl Pipeline {
     pub fn decode_latent(&self, latent: &Tensor, tiling: Option<Tiling>) -> Result<Picture, PipelineError> {
         let latent = latent.to_device(&self.device)?.unsqueeze(0)?;
         let (_, _, height, width) = latent.dims4()?;
-        let tiling = tiling.unwrap_or_else(|| self.vae.decode_tiling(height, width, self.activation_budget));
-        Picture::from_tensor(&self.vae.decode_with(&latent, tiling)?.get(0)?)
+        let vae = self.vae()?;
+        let tiling = tiling.unwrap_or_else(|| vae.decode_tiling(height, width, self.activation_budget));
+        Picture::from_tensor(&vae.decode_with(&latent, tiling)?.get(0)?)
     }
 
     /// A picture's latent, `[4, h/8, w/8]` in VAE units on the CPU: the mean of its distribution. Sides are cut to
@@ -30,7 +31,8 @@ impl Pipeline {
             return Err(PipelineError::Request { field: "pixels", message });
         }
         let pixels = picture.cropped_to_multiple(PIXELS_PER_CELL).to_tensor(&self.device)?;
-        let tiling = tiling.unwrap_or_else(|| self.vae.encode_tiling(height, width, self.activation_budget));
-        Ok(self.vae.encode_with(&pixels, tiling)?.get(0)?.to_device(&Device::Cpu)?)
+        let vae = self.vae()?;
+        let tiling = tiling.unwrap_or_else(|| vae.encode_tiling(height, width, self.activation_budget));
+        Ok(vae.encode_with(&pixels, tiling)?.get(0)?.to_device(&Device::Cpu)?)
     }
 }

@@ -105,8 +105,8 @@ pub(super) fn control_net(catalog: &Arc<Catalog>, pipeline: &Arc<Pipeline>, id: 
     Box::new(move || {
         let entry = entry(&catalog, AuxiliaryKind::ControlNet, &id)?;
         let file = opened(&entry)?;
-        let network =
-            ControlNet::from_file(file, pipeline.unet_config(), pipeline.device(), pipeline.precision());
+        let config = pipeline.unet_config().map_err(invalid)?;
+        let network = ControlNet::from_file(file, config, pipeline.device(), pipeline.precision());
         let network = network.map_err(|error| unusable(&entry, &error))?;
         let bytes = network.weight_bytes();
         Ok((Value::ControlNet(Arc::new(network)), bytes))

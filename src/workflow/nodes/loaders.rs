@@ -1,8 +1,6 @@
 //! Loaders: they only name what lies in the models folder; weights are borrowed when they are needed.
 
-use std::sync::Arc;
-
-use crate::catalog::AuxiliaryKind;
+use crate::catalog::{AuxiliaryKind, PartKind};
 use crate::workflow::Context;
 use crate::workflow::context::{Inputs, NodeError, Outputs};
 use crate::workflow::interface::{Choices, Input, Interface, Socket, combo, link, model_file};
@@ -56,7 +54,7 @@ pub(super) fn register(registry: &mut Registry) {
             .input(combo("type", CLIP_TYPES))
             .optional(device())
             .output(Kind::CLIP),
-        |inputs, _| text_encoders(inputs, &["clip_name"]),
+        |inputs, context| text_encoders(inputs, context, &["clip_name"]),
     );
     registry.add(
         Interface::new("DualCLIPLoader", "advanced/loaders")
@@ -66,7 +64,7 @@ pub(super) fn register(registry: &mut Registry) {
             .input(combo("type", ["sdxl", "sd3", "flux", "hunyuan_video", "hidream", "hunyuan_image"]))
             .optional(device())
             .output(Kind::CLIP),
-        |inputs, _| text_encoders(inputs, &["clip_name1", "clip_name2"]),
+        |inputs, context| text_encoders(inputs, context, &["clip_name1", "clip_name2"]),
     );
     registry.add(
         Interface::new("VAELoader", "loaders").display("Load VAE").input(vae_file()).output(Kind::VAE),
@@ -121,7 +119,7 @@ fn checkpoint(inputs: &Inputs, context: &Context<'_>) -> Result<Outputs, NodeErr
     if let Some(problem) = entry.problem {
         return Err(NodeError::input("ckpt_name", format!("'{name}' cannot be used: {problem}")));
     }
-    let origin = Origin::Checkpoint(entry.id.into());
+    let origin: Origin = entry.id.into();
     Ok(Outputs::of([
         Value::Model(Model::new(origin.clone())),
         Value::Clip(Clip { origin: origin.clone(), loras: Vec::new(), last_layer: None }),
@@ -129,24 +127,35 @@ fn checkpoint(inputs: &Inputs, context: &Context<'_>) -> Result<Outputs, NodeErr
     ]))
 }
 
-fn unet(inputs: &Inputs, _: &Context<'_>) -> Result<Outputs, NodeError> {
-    let name = inputs.string("unet_name")?.to_string();
-    Ok(Outputs::one(Value::Model(Model::new(Origin::Files(Arc::new([name]))))))
+fn unet(inputs: &Inputs, context: &Context<'_>) -> Result<Outputs, NodeError> {
+    let origin = part(inputs, context, PartKind::DiffusionModel, &["unet_name"])?;
+    Ok(Outputs::one(Value::Model(Model::new(origin))))
 }
 
-fn text_encoders(inputs: &Inputs, names: &[&str]) -> Result<Outputs, NodeError> {
-    let files: Result<Vec<String>, _> =
-        names.iter().map(|name| Ok(inputs.string(name)?.to_string())).collect();
-    let origin = Origin::Files(files.map_err(|error: NodeError| error)?.into());
+fn text_encoders(inputs: &Inputs, context: &Context<'_>, names: &[&str]) -> Result<Outputs, NodeError> {
+    let origin = part(inputs, context, PartKind::TextEncoders, names)?;
     Ok(Outputs::one(Value::Clip(Clip { origin, loras: Vec::new(), last_layer: None })))
 }
 
-fn vae(inputs: &Inputs, _: &Context<'_>) -> Result<Outputs, NodeError> {
-    let name = inputs.string("vae_name")?;
-    if &*name == "pixel_space" {
+fn vae(inputs: &Inputs, context: &Context<'_>) -> Result<Outputs, NodeError> {
+    if &*inputs.string("vae_name")? == "pixel_space" {
         return Err(NodeError::input("vae_name", "models that draw in pixel space are not supported"));
     }
-    Ok(Outputs::one(Value::Vae(Vae { origin: Origin::Files(Arc::new([name.to_string()])) })))
+    let origin = part(inputs, context, PartKind::Vae, &["vae_name"])?;
+    Ok(Outputs::one(Value::Vae(Vae { origin })))
+}
+
+/// The engine's name of the files that these inputs name; they must be there.
+fn part(inputs: &Inputs, context: &Context<'_>, kind: PartKind, names: &[&str]) -> Result<Origin, NodeError> {
+    let mut files = Vec::with_capacity(names.len());
+    for name in names {
+        let file = inputs.string(name)?;
+        if context.catalog.find(&kind.id(&[&file])).is_none() {
+            return Err(NodeError::input(name, format!("there is no file '{file}'")));
+        }
+        files.push(file);
+    }
+    Ok(kind.id(&files.iter().map(|file| &**file).collect::<Vec<_>>()).into())
 }
 
 fn control_net(inputs: &Inputs, context: &Context<'_>) -> Result<Outputs, NodeError> {

@@ -1,5 +1,7 @@
 //! LoRAs: each is added to what its model and its text encoders are drawn with.
 
+use darkroom_models::checkpoint::ModelKind;
+
 use crate::catalog::{AuxiliaryKind, Catalog};
 use crate::task::LoraSpec;
 use crate::workflow::context::{NodeError, Outputs};
@@ -82,9 +84,10 @@ fn fitting(catalog: &Catalog, name: &str, origin: &Origin) -> Result<String, Nod
     if let Some(problem) = about.problem {
         return refuse(format!("'{name}' cannot be used: {problem}"));
     }
-    let Origin::Checkpoint(model) = origin else { return Ok(entry.id) };
-    let Some(model) = catalog.find(model) else { return Ok(entry.id) };
-    let family = serde_json::to_value(model.kind).ok();
+    let Some(model) = catalog.find(origin) else { return Ok(entry.id) };
+    // Of a part in a file of its own the catalog says no kind.
+    let known = Some(model.kind).filter(|kind| *kind != ModelKind::Unknown);
+    let family = known.and_then(|kind| serde_json::to_value(kind).ok());
     if let Some((own, theirs)) = about.family.zip(family.as_ref().and_then(serde_json::Value::as_str))
         && own != theirs
     {

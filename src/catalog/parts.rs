@@ -1,0 +1,101 @@
+//! Parts of models in files of their own, as ComfyUI's split loaders name them: a UNet in `diffusion_models/`, text
+//! encoders in `text_encoders/`, a VAE in `vae/`. The engine keeps them as it keeps models, under ids of this form:
+//! `vae:sdxl_vae.safetensors`, `text_encoders:clip_l.safetensors + clip_g.safetensors`.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::Device;
+use darkroom_models::checkpoint::{CheckpointError, CheckpointParts, ModelKind};
+use darkroom_models::weights::WeightFile;
+
+use super::{Catalog, DEPTH, Defaults, Entry, Location, look};
+
+/// Between the names of two files.
+const AND: &str = " + ";
+
+/// What sort of part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum PartKind {
+    /// A denoising network.
+    DiffusionModel,
+    /// Text encoders: one file, or two.
+    TextEncoders,
+    /// A VAE.
+    Vae,
+}
+
+impl PartKind {
+    const ALL: [Self; 3] = [Self::DiffusionModel, Self::TextEncoders, Self::Vae];
+
+    /// ComfyUI's name of the folder.
+    fn name(self) -> &'static str {
+        match self {
+            Self::DiffusionModel => "diffusion_models",
+            Self::TextEncoders => "text_encoders",
+            Self::Vae => "vae",
+        }
+    }
+
+    /// Folders below the models folder, old names included.
+    fn folders(self) -> &'static [&'static str] {
+        match self {
+            Self::DiffusionModel => &["unet", "diffusion_models"],
+            Self::TextEncoders => &["text_encoders", "clip"],
+            Self::Vae => &["vae"],
+        }
+    }
+
+    /// The id of the part in these files, by their names in the folder.
+    pub fn id(self, files: &[&str]) -> String {
+        format!("{}:{}", self.name(), files.join(AND))
+    }
+}
+
+impl Catalog {
+    /// The part of this id; `None` where a file of it is not there.
+    pub(super) fn find_part(&self, id: &str) -> Option<Entry> {
+        let (kind, files) = PartKind::ALL.into_iter().find_map(|kind| {
+            let files = id.strip_prefix(kind.name())?.strip_prefix(':')?;
+            Some((kind, files))
+        })?;
+        let paths = files.split(AND).map(|file| self.part_file(kind, file)).collect::<Option<Vec<_>>>()?;
+        let bytes =
+            paths.iter().map(|path| std::fs::metadata(path).map_or(0, |metadata| metadata.len())).sum();
+        Some(Entry {
+            id: id.to_owned(),
+            kind: ModelKind::Unknown,
+            bytes,
+            defaults: Defaults::of_side(id, 1024),
+            problem: None,
+            location: Location::Part { kind, paths },
+        })
+    }
+
+    /// A file that one of the kind's folders lists under this name.
+    fn part_file(&self, kind: PartKind, name: &str) -> Option<PathBuf> {
+        let plain = name.strip_suffix(".safetensors")?;
+        let mut found = Vec::new();
+        for folder in kind.folders() {
+            look(&self.folder.as_ref()?.join(folder), "", DEPTH, &mut found);
+        }
+        found.into_iter().find(|(id, path)| id == plain && path.is_file()).map(|(_, path)| path)
+    }
+}
+
+/// Opens a part's files.
+pub(super) fn open(
+    kind: PartKind,
+    paths: &[PathBuf],
+    device: &Device,
+) -> Result<CheckpointParts, CheckpointError> {
+    let open = |path: &PathBuf| -> Result<Arc<WeightFile>, CheckpointError> {
+        Ok(Arc::new(WeightFile::open(Path::new(path))?))
+    };
+    let files = paths.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+    match (kind, &files[..]) {
+        (PartKind::DiffusionModel, [file]) => CheckpointParts::unet_alone(file, device),
+        (PartKind::Vae, [file]) => CheckpointParts::vae_alone(file, device),
+        _ => CheckpointParts::text_encoders(&files, device),
+    }
+}
