@@ -27,12 +27,13 @@ labels!(/** By model. */ ByModel { model: String });
 labels!(/** By stage: encode, prepare, step, decode, write. */ ByStage { stage: &'static str });
 labels!(/** Pictures: completed, failed, cancelled, cached. */ ByOutcome { model: String, outcome: &'static str });
 labels!(/** Tasks. */ ByStatus { kind: &'static str, status: &'static str });
-labels!(/** By cache: prompt, bank. */ ByCache { cache: &'static str });
+labels!(/** By cache: prompt, bank, workflow. */ ByCache { cache: &'static str });
 labels!(/** Of samples with LoRAs: adapters, merged. */ ByWay { way: &'static str });
 labels!(/** By device. */ ByDevice { device: String });
 labels!(/** HTTP requests. */ ByRequest { method: String, route: String, status: u16 });
 labels!(/** By route. */ ByRoute { route: String });
 labels!(/** By reason: queue_full, rate_limit, … */ ByReason { reason: &'static str });
+labels!(/** ComfyUI's prompts: succeeded, failed, interrupted, deleted. */ ByEnd { outcome: &'static str });
 labels!(/** Deliveries: delivered, failed, given_up. */ ByDelivery { outcome: &'static str });
 
 /// A histogram that knows how to start.
@@ -61,6 +62,11 @@ pub struct Metrics {
     pub refusals: Family<ByReason, Counter>,
     pub webhook_deliveries: Family<ByDelivery, Counter>,
     pub streams: Gauge,
+    pub comfy_prompts: Family<ByEnd, Counter>,
+    pub comfy_waiting: Gauge,
+    pub comfy_running: Gauge,
+    pub comfy_sockets: Gauge,
+    pub comfy_cache_bytes: Gauge,
     /// Sum and number of step-batch sizes, for those who want the mean without a Prometheus.
     pub step_batches: AtomicU64,
     pub stepped_samples: AtomicU64,
@@ -93,6 +99,11 @@ impl Default for Metrics {
             refusals: Family::default(),
             webhook_deliveries: Family::default(),
             streams: Gauge::default(),
+            comfy_prompts: Family::default(),
+            comfy_waiting: Gauge::default(),
+            comfy_running: Gauge::default(),
+            comfy_sockets: Gauge::default(),
+            comfy_cache_bytes: Gauge::default(),
             step_batches: AtomicU64::new(0),
             stepped_samples: AtomicU64::new(0),
         };
@@ -127,6 +138,11 @@ impl Metrics {
         r.register("refusals", "Requests refused for a limit", self.refusals.clone());
         r.register("webhook_deliveries", "Webhook deliveries tried", self.webhook_deliveries.clone());
         r.register("streams", "Open WebSockets and event streams", self.streams.clone());
+        r.register("comfy_prompts", "ComfyUI's prompts that ended", self.comfy_prompts.clone());
+        r.register("comfy_waiting", "ComfyUI's prompts that wait", self.comfy_waiting.clone());
+        r.register("comfy_running", "ComfyUI's prompts that run", self.comfy_running.clone());
+        r.register("comfy_sockets", "Open WebSockets of ComfyUI's clients", self.comfy_sockets.clone());
+        r.register("comfy_cache_bytes", "Outputs of nodes that are kept", self.comfy_cache_bytes.clone());
     }
 
     /// A stage took so long.

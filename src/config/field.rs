@@ -7,8 +7,7 @@ use std::path::PathBuf;
 
 use toml::Value;
 
-use super::LogFormat;
-use super::PrecisionConfig;
+use super::{LogFormat, PrecisionConfig, PreviewMethod};
 
 /// Largest number of TOML.
 const MOST: i64 = i64::MAX;
@@ -76,6 +75,7 @@ settings! {
     Vec<String>: Kind::List;
     PrecisionConfig: Kind::Choice(&["full", "bf16"]);
     LogFormat: Kind::Choice(&["text", "json"]);
+    PreviewMethod: Kind::Choice(&["none", "auto", "latent2rgb"]);
 }
 
 impl<T: Setting> Setting for Option<T> {

@@ -46,13 +46,15 @@ pub struct Config {
     pub auth: AuthConfig,
     /// Requests that the server itself makes.
     pub outbound: OutboundConfig,
+    /// ComfyUI's API and workflows.
+    pub comfy: ComfyConfig,
     /// What it writes about itself.
     pub log: LogConfig,
 }
 
 impl Config {
     /// All sections, in the struct's order.
-    pub const SECTIONS: [Section; 12] = [
+    pub const SECTIONS: [Section; 13] = [
         ServerConfig::SECTION,
         LimitsConfig::SECTION,
         QueueConfig::SECTION,
@@ -64,6 +66,7 @@ impl Config {
         StorageConfig::SECTION,
         AuthConfig::SECTION,
         OutboundConfig::SECTION,
+        ComfyConfig::SECTION,
         LogConfig::SECTION,
     ];
 
@@ -269,6 +272,68 @@ section! {
         timeout: f64 = 15.0, deadline;
         /// Redirects that are followed, each checked like the first address.
         max_redirects: usize = 3;
+    }
+}
+
+section! {
+    /// ComfyUI's API and workflows.
+    ComfyConfig in "comfy" {
+        /// Serve ComfyUI's routes.
+        enabled: bool = true, flag("comfy");
+        /// Another port to listen on, at `server.host`; 0 takes a free one.
+        port: Option<u16> = None;
+        /// Folder that workflows load pictures from; default: `comfy/input` in the data folder.
+        input_dir: Option<PathBuf> = None;
+        /// Folder that workflows save to; default: `comfy/output` in the data folder.
+        output_dir: Option<PathBuf> = None;
+        /// Folder for what is only shown; default: `comfy/temp` in the data folder.
+        temp_dir: Option<PathBuf> = None;
+        /// Folder for workflows and settings of the front end; default: `comfy/user` in the data folder.
+        user_dir: Option<PathBuf> = None;
+        /// Folder of ComfyUI's web front end: `static` of the package `comfyui-frontend-package`.
+        frontend: Option<PathBuf> = None;
+        /// A ComfyUI that gets the workflows with nodes that Darkroom lacks: `http://127.0.0.1:8189`.
+        upstream: Option<String> = None, checked(check::endpoint);
+        /// Prompts that run at once. Those that sample share step batches.
+        max_running: usize = 32, least(1);
+        /// Prompts that may wait.
+        max_queued: usize = 1000, least(1);
+        /// Finished prompts that are remembered; the oldest go first.
+        history_size: usize = 10_000, least(1);
+        /// Bytes of outputs of nodes that are kept for later prompts.
+        cache_bytes: usize = 1 << 30, bytes;
+        /// WebSockets at once.
+        max_sockets: usize = 1000, least(1);
+        /// Previews while sampling, where a prompt does not say: `none`, `auto` or `latent2rgb`.
+        preview_method: PreviewMethod = PreviewMethod::None;
+        /// Bytes of an uploaded file.
+        max_upload_bytes: usize = 100 << 20, bytes, least(1);
+    }
+}
+
+/// Whether pictures are shown while they are sampled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PreviewMethod {
+    /// They are not.
+    #[default]
+    None,
+    /// The best way there is.
+    Auto,
+    /// The latent's channels as colours.
+    Latent2Rgb,
+}
+
+impl ComfyConfig {
+    /// The folders of workflows, below the data folder where the configuration does not say otherwise.
+    pub fn folders(&self, data_dir: &std::path::Path) -> [PathBuf; 4] {
+        [
+            (&self.input_dir, "input"),
+            (&self.output_dir, "output"),
+            (&self.temp_dir, "temp"),
+            (&self.user_dir, "user"),
+        ]
+        .map(|(set, name)| set.clone().unwrap_or_else(|| data_dir.join("comfy").join(name)))
     }
 }
 
