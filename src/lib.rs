@@ -4,6 +4,7 @@
 
 pub mod catalog;
 pub mod cli;
+pub mod comfy;
 pub mod config;
 pub mod contact_sheet;
 pub mod embedded;
