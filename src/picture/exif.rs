@@ -41,6 +41,18 @@ pub(super) fn of_recipe(recipe: &Recipe, most: usize) -> Option<Vec<u8>> {
     fits.then_some(one)
 }
 
+/// EXIF data with texts, by their tags; `None` without any.
+pub(super) fn of_texts(texts: &[(u16, String)]) -> Option<Vec<u8>> {
+    let entry = |(tag, text): &(u16, String)| {
+        let mut data = text.clone().into_bytes();
+        data.push(0);
+        Entry { tag: *tag, kind: ASCII, data }
+    };
+    let mut entries: Vec<Entry> = texts.iter().map(entry).collect();
+    entries.sort_by_key(|entry| entry.tag);
+    (!entries.is_empty()).then(|| [HEADER, &directory(HEADER.len(), &entries)].concat())
+}
+
 fn tiff(parameters: &str, prompt: Option<&str>) -> Vec<u8> {
     let comment: Vec<u8> =
         b"UNICODE\0".iter().copied().chain(parameters.encode_utf16().flat_map(u16::to_be_bytes)).collect();

@@ -51,6 +51,21 @@ pub fn encode_png(
     png_with(Effort::Small, width, height, png::ColorType::Rgb, rgb, chunks)
 }
 
+/// Encodes 8-bit RGB or, with `alpha`, RGBA in little time, a few per cent larger than [`encode_png`] does.
+///
+/// # Errors
+/// Pixels that are none or not as many as the size says; keywords that PNG cannot hold.
+pub fn encode_png_fast(
+    width: usize,
+    height: usize,
+    alpha: bool,
+    pixels: &[u8],
+    chunks: &[TextChunk],
+) -> Result<Vec<u8>, png::EncodingError> {
+    let color = if alpha { png::ColorType::Rgba } else { png::ColorType::Rgb };
+    png_with(Effort::Fast, width, height, color, pixels, chunks)
+}
+
 /// What a PNG's compression is to save.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Effort {

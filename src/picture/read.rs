@@ -43,7 +43,7 @@ impl Default for ReadLimits {
 }
 
 impl ReadLimits {
-    fn decoder(&self) -> Limits {
+    pub(super) fn decoder(&self) -> Limits {
         let pixels = self.pixels.saturating_mul(DECODED_BYTES_PER_PIXEL);
         let mut limits = Limits::default();
         limits.max_alloc = Some(pixels.saturating_add(DECODER_OVERHEAD));
@@ -106,6 +106,14 @@ pub enum ReadError {
         pixels: u64,
         /// Pixels a side that are allowed.
         side: u32,
+    },
+    /// An animation has more pixels than may be read.
+    #[error("{file}: the frames of this animation have more than {pixels} pixels together: take some out")]
+    TooManyFrames {
+        /// The file.
+        file: String,
+        /// Pixels that are allowed.
+        pixels: u64,
     },
     /// The data is damaged, cut short or needs more memory than allowed.
     #[error("{file}: cannot decode, the file is damaged or incomplete: {reason}")]
@@ -240,7 +248,7 @@ impl<'a> Opened<'a> {
     }
 
     /// Runs foreign code over foreign bytes. A decoder that panics on a damaged file has found it to be damaged.
-    fn guarded<T>(&self, decode: impl FnOnce() -> image::ImageResult<T>) -> Result<T, ReadError> {
+    pub(super) fn guarded<T>(&self, decode: impl FnOnce() -> image::ImageResult<T>) -> Result<T, ReadError> {
         // Nothing that the closure leaves half done is looked at again.
         match std::panic::catch_unwind(std::panic::AssertUnwindSafe(decode)) {
             Ok(decoded) => decoded.map_err(|error| self.damaged(&error)),
