@@ -1,14 +1,27 @@
 //! The nodes, a section of a file each: its interface and, below it, what it does. CONTRIBUTING says how to add one.
 
 mod animated;
+mod arithmetic;
+mod composite;
 mod conditioning;
 mod control_net;
 mod custom_sampling;
+mod grid;
+mod image_batch;
+mod image_compose;
+mod image_filter;
+mod image_scale;
+mod image_transform;
 mod inpaint;
 mod ksampler;
+mod latent_batch;
+mod latent_compose;
+mod latent_transform;
 mod load_image;
 mod loaders;
 mod lora;
+mod mask;
+mod mask_convert;
 mod model_patches;
 mod primitive;
 mod sampling;
@@ -24,7 +37,17 @@ use super::registry::Registry;
 /// Adds every node.
 pub(super) fn register(registry: &mut Registry) {
     animated::register(registry);
+    image_batch::register(registry);
+    image_compose::register(registry);
+    image_filter::register(registry);
+    image_scale::register(registry);
+    image_transform::register(registry);
+    latent_batch::register(registry);
+    latent_compose::register(registry);
+    latent_transform::register(registry);
     load_image::register(registry);
+    mask::register(registry);
+    mask_convert::register(registry);
     primitive::register(registry);
     conditioning::register(registry);
     control_net::register(registry);
