@@ -14,7 +14,7 @@ PICTURE = comfyui_errors.PICTURE
 
 
 def requests() -> list[dict]:
-    """Each: `name`, `method`, `path`, and `json`, `text` or `form` (a file is `[name, input file or text]`); `compare` says how
+    """Each: `name`, `method`, `path`, and `json` (kept as text), `text` or `form` (a file is `[name, input file or text]`); `compare` says how
     answers are alike: `json` (the default; times aside), `shape` (keys and kinds), `picture`, `bytes`, or `status`."""
     photo, other, shape, text = "photo.png", "odd.png", "shape.png", "not a picture"
     made: list[dict] = []
@@ -218,8 +218,8 @@ def record_requests(server, multipart) -> list[dict]:
     for step in (steps := requests()):
         body, headers = None, dict(step.get("headers", {}))
         if "json" in step:
-            body = json.dumps(step["json"]).encode()
-        elif "text" in step:
+            step["text"] = json.dumps(step.pop("json"))
+        if "text" in step:
             body = step["text"].encode()
         elif "form" in step:
             body, headers["Content-Type"] = multipart({
@@ -284,8 +284,9 @@ class Talk:
         raise RuntimeError(f"{name} waited in vain: {self.frames[name]}")
 
     async def post(self, path, body):
-        self.steps.append(["post", path, body])
-        status, _, answer = await asyncio.to_thread(self.server.ask, "POST", path, json.dumps(body).encode())
+        text = json.dumps(body)
+        self.steps.append(["post", path, text])
+        status, _, answer = await asyncio.to_thread(self.server.ask, "POST", path, text.encode())
         assert status == 200, answer
 
     async def ended(self, prompt_id, name="one"):

@@ -119,8 +119,11 @@ def record_workflows(server: Server, out: Path, only: list[str]) -> None:
     for graph in comfyui_workflows.all_workflows():
         if only and graph.name not in only:
             continue
-        body = {"prompt": graph.nodes, "extra_data": graph.extra}
-        entry = server.finished(server.json("POST", "/prompt", body)["prompt_id"])
+        body = json.dumps({"prompt": graph.nodes, "extra_data": graph.extra})
+        status, _, answer = server.ask("POST", "/prompt", body.encode())
+        assert status == 200, answer
+        answer = json.loads(answer)
+        entry = server.finished(answer["prompt_id"])
         status = entry["status"]
         print(graph.name, status["status_str"], flush=True)
         if status["status_str"] != "success":
@@ -132,7 +135,8 @@ def record_workflows(server: Server, out: Path, only: list[str]) -> None:
             target = out / file["type"] / file["subfolder"] / file["filename"]
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(data)
-        kept[graph.name] = {"prompt": graph.nodes, "extra_data": graph.extra, "outputs": entry["outputs"],
+        # The body as text: the order of a prompt's keys is the order of its nodes.
+        kept[graph.name] = {"body": body, "node_errors": answer["node_errors"], "outputs": entry["outputs"],
                             "status": status["status_str"], "messages": [kind for kind, _ in status["messages"]], "meta": entry["meta"]}
     write_json(stored, kept)
 
@@ -168,10 +172,11 @@ def record_errors(server: Server, out: Path) -> None:
             answer = answer.decode()
         if status == 200:
             server.finished(answer["prompt_id"])
-        kept[name] = {"body": body, "status": status, "type": headers["Content-Type"], "answer": answer}
+        kept[name] = {"body": text, "status": status, "type": headers["Content-Type"], "answer": answer}
     for name, prompt in comfyui_errors.failing().items():
-        posted = server.json("POST", "/prompt", {"prompt": prompt, "prompt_id": name})
-        failed[name] = {"prompt": prompt, "history": server.finished(posted["prompt_id"])}
+        body = {"prompt": prompt, "prompt_id": name}
+        server.json("POST", "/prompt", body)
+        failed[name] = {"body": json.dumps(body), "history": server.finished(name)}
     write_json(out / "errors.json", {"refused": kept, "failed": failed})
 
 

@@ -498,7 +498,7 @@ def latents():
 
 def images():
     for method in METHODS:
-        g = Graph("image_scale_" + method)
+        g = Graph("image_scale_" + method.replace("-", "_"))
         image, _ = g.load()
         for size, (width, height, crop) in {
             "up": (131, 97, "disabled"), "down": (41, 23, "disabled"), "crop": (50, 90, "center"), "crop_wide": (120, 31, "center"),
