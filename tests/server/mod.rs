@@ -39,8 +39,7 @@ pub(crate) fn shared(more: &[&str]) -> Arc<Shared> {
     }
     let folder = data();
     let mut server = Server::start(folder.path(), more);
-    // Every test has a runtime of its own, and a kept connection would end with the runtime that opened it.
-    server.client = client_builder().pool_max_idle_per_host(0).build().unwrap();
+    server.client = lone_client();
     let server = Arc::new(Shared { server, _folder: folder });
     *running = Arc::downgrade(&server);
     server
@@ -76,6 +75,12 @@ pub(crate) fn program() -> Command {
 
 pub(crate) fn client() -> Client {
     client_builder().build().unwrap()
+}
+
+/// One for tests that share a server: every test has a runtime of its own, and a kept connection would end with the
+/// runtime that opened it.
+pub(crate) fn lone_client() -> Client {
+    client_builder().pool_max_idle_per_host(0).build().unwrap()
 }
 
 fn client_builder() -> ClientBuilder {
