@@ -109,6 +109,47 @@ fn samplers_equal_those_of_k_diffusion() {
     assert_eq!(cases, 64);
 }
 
+/// The same on sigmas that rise: what is small at their beginning has grown at their end.
+const RISING_TOLERANCE: f64 = 2e-5;
+/// DEIS sums integrals over steps next to sigma 0 in another order than the reference.
+const RISING_DEIS_TOLERANCE: f64 = 5e-4;
+
+#[test]
+fn samplers_take_sigmas_that_rise_or_repeat_as_comfyui_does_or_refuse_them() {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/any_sigmas.safetensors");
+    let golden: HashMap<String, Tensor> = candle_core::safetensors::load(path, &Device::Cpu).unwrap();
+    let mut equal = HashMap::new();
+    for list in ["rising", "repeating", "rising_then_falling", "flat"] {
+        let sigmas = values(&golden[&format!("{list}.sigmas")]);
+        let scale = f64::from((1.0 + sigmas[0] * sigmas[0]).sqrt());
+        let latent = golden["start"].affine(scale, 0.0).unwrap();
+        for &kind in SamplerKind::ALL {
+            let theirs = values(&golden[&format!("{list}.{kind}")]);
+            let step_noise = noise(kind, 12345, BatchPosition::ALONE, latent.dims(), &sigmas);
+            if let Err(error) = start(kind, latent.clone(), &sigmas, step_noise, &model()) {
+                assert!(matches!(error, SamplerError::Sigmas { .. }), "{list} {kind}: {error}");
+                continue;
+            }
+            let step_noise = noise(kind, 12345, BatchPosition::ALONE, latent.dims(), &sigmas);
+            let ours = values(&run(kind, &latent, &sigmas, step_noise, analytic).0);
+            assert!(ours.iter().all(|value| value.is_finite()), "{list} {kind}: {ours:?}");
+            // Where ComfyUI divides by a step of no length, ours leaves it out.
+            if theirs.iter().all(|value| value.is_finite())
+                && (list, kind) != ("repeating", SamplerKind::SaSolver)
+            {
+                let tolerance =
+                    if kind == SamplerKind::Deis { RISING_DEIS_TOLERANCE } else { RISING_TOLERANCE };
+                let error = relative_error(&ours, &theirs);
+                assert!(error <= tolerance, "{list} {kind}: {error:e}");
+                *equal.entry(list).or_insert(0) += 1;
+            }
+        }
+    }
+    let equal = |list| equal[list];
+    let counts = ["rising", "repeating", "rising_then_falling", "flat"].map(equal);
+    assert_eq!(counts, [23, 17, 23, 27]);
+}
+
 /// Standard deviation of the data that [`gaussian`] knows.
 const DATA: f32 = 0.8;
 
@@ -240,7 +281,12 @@ fn guidance_plus_plus_uses_the_unconditional_prediction() {
 fn a_run_of_no_step_is_done_at_once() {
     let latent = Tensor::new(&[1.0f32, 2.0], &Device::Cpu).unwrap();
     for &kind in SamplerKind::ALL {
-        for sigmas in [&[][..], &[3.0], &[0.0], &[3.0, 3.0]] {
+        let mut lists = vec![&[][..], &[3.0], &[0.0]];
+        // Others divide by the step's length, and take none.
+        if kind == SamplerKind::Dpmpp2m {
+            lists.push(&[3.0, 3.0]);
+        }
+        for sigmas in lists {
             let noise = noise(kind, 0, BatchPosition::ALONE, &[2], sigmas);
             let (mut sampler, next) = start(kind, latent.clone(), sigmas, noise, &model()).unwrap();
             let Advance::Done(done) = next else { panic!("{kind} {sigmas:?}") };
@@ -253,13 +299,17 @@ fn a_run_of_no_step_is_done_at_once() {
 }
 
 #[test]
-fn sigmas_that_rise_or_are_no_numbers_are_refused() {
+fn sigmas_that_are_no_numbers_or_rise_where_they_cannot_are_refused() {
     let latent = Tensor::new(&[1.0f32], &Device::Cpu).unwrap();
-    for (sigmas, at) in
-        [(&[1.0, 2.0][..], 1), (&[f32::NAN], 0), (&[2.0, -1.0], 1), (&[f32::INFINITY, 1.0], 0)]
-    {
-        let noise = noise(SamplerKind::Euler, 0, BatchPosition::ALONE, &[1], sigmas);
-        match start(SamplerKind::Euler, latent.clone(), sigmas, noise, &model()) {
+    let (euler, ddpm) = (SamplerKind::Euler, SamplerKind::Ddpm);
+    for (kind, sigmas, at) in [
+        (ddpm, &[1.0, 2.0][..], 1),
+        (euler, &[f32::NAN], 0),
+        (euler, &[2.0, -1.0], 1),
+        (euler, &[f32::INFINITY, 1.0], 0),
+    ] {
+        let noise = noise(kind, 0, BatchPosition::ALONE, &[1], sigmas);
+        match start(kind, latent.clone(), sigmas, noise, &model()) {
             Err(SamplerError::Sigmas { index, .. }) => assert_eq!(index, at),
             other => panic!("{sigmas:?}: {:?}", other.map(|(_, next)| next)),
         }

@@ -79,7 +79,7 @@ pub(super) struct DpmFast {
 }
 
 impl DpmFast {
-    /// `sigmas` fall strictly; only the first, the last above 0, and their number count.
+    /// Only the first sigma, the last above 0, and their number count.
     pub(super) fn start(
         latent: Tensor,
         sigmas: &[f32],
@@ -140,7 +140,7 @@ pub(super) struct DpmAdaptive {
     t: f32,
     start: f32,
     end: f32,
-    /// Length of the next step to try.
+    /// Length of the next step to try, negative where sigmas rise.
     h: f64,
     step: LogStep,
     tried: Option<Tensor>,
@@ -152,7 +152,7 @@ impl DpmAdaptive {
     const R1: f32 = 1.0 / 3.0;
     const R2: f32 = 2.0 / 3.0;
 
-    /// `sigmas` fall strictly; only the first and the last above 0 count.
+    /// Only the first sigma and the last above 0 count; it may be above the first.
     pub(super) fn start(latent: Tensor, sigmas: &[f32]) -> (Box<dyn Sampler>, Advance) {
         let (start, end) = match (sigmas, smallest_positive(sigmas)) {
             ([start, _, ..], Some(end)) => (-ln(*start), -ln(end)),
@@ -164,7 +164,7 @@ impl DpmAdaptive {
             t: start,
             start,
             end,
-            h: FIRST_STEP,
+            h: if start > end { -FIRST_STEP } else { FIRST_STEP },
             step: LogStep::new(start, start),
             tried: None,
             tries: 0,
@@ -175,7 +175,8 @@ impl DpmAdaptive {
     }
 
     fn is_done(&self) -> bool {
-        f64::from(self.t) >= f64::from(self.end) - 1e-5
+        let left = f64::from(self.end) - f64::from(self.t);
+        if self.end < self.start { left >= -1e-5 } else { left <= 1e-5 }
     }
 
     fn open_step(&mut self) -> Advance {
@@ -183,7 +184,9 @@ impl DpmAdaptive {
         if self.is_done() {
             return Advance::Done(latent);
         }
-        self.step = LogStep::new(self.t, self.end.min(self.t + self.h as f32));
+        let next = self.t + self.h as f32;
+        let next = if self.end < self.start { self.end.max(next) } else { self.end.min(next) };
+        self.step = LogStep::new(self.t, next);
         Advance::Evaluate { latent, sigma: self.step.sigma(0.0) }
     }
 

@@ -73,7 +73,7 @@ pub(super) struct Driver<M> {
 }
 
 impl<M: Method + 'static> Driver<M> {
-    /// `sigmas` fall strictly; fewer than two are no run.
+    /// Fewer than two `sigmas` are no run.
     pub(super) fn start(
         method: M,
         latent: Tensor,

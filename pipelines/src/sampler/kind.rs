@@ -134,6 +134,45 @@ impl SamplerKind {
         matches!(self, Self::Dpm2 | Self::Dpm2Ancestral | Self::UniPc | Self::UniPcBh2)
     }
 
+    /// Whether the method can follow sigmas that rise, as `FlipSigmas` makes them to put noise back into a picture.
+    /// The others take roots of what is negative then.
+    pub(super) fn can_rise(self) -> bool {
+        !matches!(
+            self,
+            Self::Dpmpp2mSde
+                | Self::Dpmpp2mSdeHeun
+                | Self::Dpmpp3mSde
+                | Self::Ddpm
+                | Self::Seeds2
+                | Self::SaSolver
+                | Self::UniPc
+                | Self::UniPcBh2
+        )
+    }
+
+    /// Whether a step between two equal sigmas is one: the methods that divide by nothing of its length.
+    pub(super) fn steps_in_place(self) -> bool {
+        matches!(
+            self,
+            Self::Euler
+                | Self::EulerCfgPp
+                | Self::EulerAncestral
+                | Self::EulerAncestralCfgPp
+                | Self::Heun
+                | Self::Heunpp2
+                | Self::Dpm2
+                | Self::Dpm2Ancestral
+                | Self::DpmFast
+                | Self::Dpmpp2sAncestral
+                | Self::Ddpm
+                | Self::Lcm
+                | Self::Ipndm
+                | Self::GradientEstimation
+                | Self::Seeds2
+                | Self::Ddim
+        )
+    }
+
     /// Whether the noise of its steps comes from one Brownian path.
     fn is_brownian(self) -> bool {
         matches!(self, Self::DpmppSde | Self::Dpmpp2mSde | Self::Dpmpp2mSdeHeun | Self::Dpmpp3mSde)

@@ -40,9 +40,10 @@ pub enum SamplerError {
     /// No sampler has this name.
     #[error("no sampler is called {0:?}; choose one of: {list}", list = join(SamplerKind::ALL))]
     UnknownSampler(String),
-    /// The sigmas are not a schedule.
+    /// The sigmas are none that the sampler can walk.
     #[error(
-        "sigma number {index} is {sigma} after {previous:?}; sigmas must be finite, not negative, and must not rise"
+        "sigma number {index} is {sigma} after {previous:?}; sigmas must be finite and not negative, and with this \
+         sampler must not rise"
     )]
     Sigmas {
         /// Which sigma, from 0.
@@ -131,13 +132,15 @@ pub trait Sampler: Send {
     fn total_steps(&self) -> usize;
 }
 
-/// Starts a run of `latent` (noisy, at `sigmas[0]`) through falling `sigmas`. A list of no or one sigma is no run:
-/// the latent is done at once. A sigma that repeats makes no step.
+/// Starts a run of `latent` (noisy, at `sigmas[0]`) through `sigmas`, which fall, or rise where the method can follow
+/// them. A list of no or one sigma is no run: the latent is done at once. A sigma that repeats makes no step where the
+/// method would divide by the step's length; other methods evaluate it, as ComfyUI does.
 ///
 /// `noise` comes from [`noise_for`]; `model` is the noise schedule of the network.
 ///
 /// # Errors
-/// A sigma is negative, not finite, or above the one before it, or a tensor operation failed.
+/// A sigma is negative, not finite, or above the one before it with a sampler that only falls, or a tensor operation
+/// failed.
 pub fn start(
     kind: SamplerKind,
     latent: Tensor,
@@ -148,10 +151,11 @@ pub fn start(
     let mut steps: Vec<f32> = Vec::with_capacity(sigmas.len());
     for (index, &sigma) in sigmas.iter().enumerate() {
         let previous = steps.last().copied();
-        if !sigma.is_finite() || sigma < 0.0 || previous.is_some_and(|previous| sigma > previous) {
+        let rises = previous.is_some_and(|previous| sigma > previous);
+        if !sigma.is_finite() || sigma < 0.0 || (rises && !kind.can_rise()) {
             return Err(SamplerError::Sigmas { index, sigma, previous });
         }
-        if previous != Some(sigma) {
+        if previous != Some(sigma) || kind.steps_in_place() {
             steps.push(sigma);
         }
     }
