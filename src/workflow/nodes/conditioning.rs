@@ -241,7 +241,8 @@ mod tests {
     use super::*;
 
     fn prompt(context: &[[f32; 2]], pooled: f32) -> Arc<Vec<Cond>> {
-        let context = Tensor::new(context, &Device::Cpu).unwrap();
+        let rows: Vec<f32> = context.iter().flatten().copied().collect();
+        let context = Tensor::from_vec(rows, (context.len(), 2), &Device::Cpu).unwrap();
         let pooled = Some(Tensor::new(&[pooled], &Device::Cpu).unwrap());
         Arc::new(vec![Cond::new(Conditioning { context, pooled })])
     }

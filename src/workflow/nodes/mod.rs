@@ -32,6 +32,9 @@ mod text;
 mod upscale;
 mod vae;
 
+#[cfg(test)]
+mod golden;
+
 use super::registry::Registry;
 
 /// Adds every node.
