@@ -6,6 +6,9 @@ mod composite;
 mod conditioning;
 mod control_net;
 mod custom_sampling;
+mod essentials;
+mod expression;
+mod gaussian;
 mod grid;
 mod image_batch;
 mod image_compose;
@@ -24,13 +27,17 @@ mod mask;
 mod mask_convert;
 mod model_patches;
 mod primitive;
+mod pysssss;
+mod rgthree;
 mod sampling;
 mod save_image;
 mod save_latent;
 mod sigmas;
+mod substitute;
 mod text;
 mod upscale;
 mod vae;
+mod was;
 
 #[cfg(test)]
 mod golden;
@@ -66,4 +73,8 @@ pub(super) fn register(registry: &mut Registry) {
     text::register(registry);
     upscale::register(registry);
     vae::register(registry);
+    essentials::register(registry);
+    pysssss::register(registry);
+    rgthree::register(registry);
+    was::register(registry);
 }

@@ -285,7 +285,8 @@ mod tests {
             let pixels = Tensor::from_vec(pixels, (1, height, width, 3), &Device::Cpu)?;
             Ok(upscaler.forward(&pixels).unwrap().flatten_all()?.to_vec1()?)
         });
-        let worst = result.unwrap().into_iter().zip(values("tiled.result")).map(|(a, b)| (a - b).abs());
+        let result = result.unwrap();
+        let worst = result.iter().zip(values("tiled.result")).map(|(a, b)| (a - b).abs());
         let worst = worst.fold(0f32, f32::max);
         assert!(worst < TOLERANCE, "{worst:e}");
     }
