@@ -34,6 +34,7 @@ labels!(/** HTTP requests. */ ByRequest { method: String, route: String, status:
 labels!(/** By route. */ ByRoute { route: String });
 labels!(/** By reason: queue_full, rate_limit, … */ ByReason { reason: &'static str });
 labels!(/** ComfyUI's prompts: succeeded, failed, interrupted, deleted. */ ByEnd { outcome: &'static str });
+labels!(/** By class of a node. */ ByNode { class: String });
 labels!(/** Deliveries: delivered, failed, given_up. */ ByDelivery { outcome: &'static str });
 
 /// A histogram that knows how to start.
@@ -67,6 +68,8 @@ pub struct Metrics {
     pub comfy_running: Gauge,
     pub comfy_sockets: Gauge,
     pub comfy_cache_bytes: Gauge,
+    pub comfy_upstream_prompts: Counter,
+    pub comfy_missing_nodes: Family<ByNode, Counter>,
     /// Sum and number of step-batch sizes, for those who want the mean without a Prometheus.
     pub step_batches: AtomicU64,
     pub stepped_samples: AtomicU64,
@@ -104,6 +107,8 @@ impl Default for Metrics {
             comfy_running: Gauge::default(),
             comfy_sockets: Gauge::default(),
             comfy_cache_bytes: Gauge::default(),
+            comfy_upstream_prompts: Counter::default(),
+            comfy_missing_nodes: Family::default(),
             step_batches: AtomicU64::new(0),
             stepped_samples: AtomicU64::new(0),
         };
@@ -143,6 +148,10 @@ impl Metrics {
         r.register("comfy_running", "ComfyUI's prompts that run", self.comfy_running.clone());
         r.register("comfy_sockets", "Open WebSockets of ComfyUI's clients", self.comfy_sockets.clone());
         r.register("comfy_cache_bytes", "Outputs of nodes that are kept", self.comfy_cache_bytes.clone());
+        let help = "Prompts that went to the ComfyUI behind this server";
+        r.register("comfy_upstream_prompts", help, self.comfy_upstream_prompts.clone());
+        let help = "Prompts with a node that Darkroom lacks, by its class";
+        r.register("comfy_missing_nodes", help, self.comfy_missing_nodes.clone());
     }
 
     /// A stage took so long.

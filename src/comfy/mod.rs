@@ -4,6 +4,7 @@
 //! - `queue` has the order and bounds of what waits and runs; `record` hears a prompt and writes its history;
 //! - `keep` has prompts on disk, so that accepted ones are run after a crash and the history outlives a restart;
 //! - `clients` tells each client its own prompts' news in order; `messages` and `progress` are ComfyUI's words;
+//! - [`upstream`] hands over what Darkroom lacks nodes for;
 //! - [`logs`] keeps the last lines of the log.
 
 mod clients;
@@ -16,6 +17,7 @@ mod progress;
 mod queue;
 mod record;
 pub mod runner;
+pub mod upstream;
 
 #[cfg(test)]
 mod tests;

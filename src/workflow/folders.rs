@@ -353,6 +353,13 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
+/// Writes a file whole under a name that is free; whether it was.
+pub fn write_new(path: &Path, bytes: &[u8]) -> Result<bool, FileError> {
+    let mut file = unfinished(path.parent().unwrap_or(Path::new(".")))?;
+    file.write_all(bytes)?;
+    Ok(put(file.into_temp_path(), path)?.is_none())
+}
+
 /// Gives a finished file its name; `None` where there is one already, and the file to try another name with.
 pub(super) fn put(file: TempPath, path: &Path) -> Result<Option<TempPath>, FileError> {
     match file.persist_noclobber(path) {
