@@ -131,3 +131,6 @@ fn rescaled(
     let velocity = guided.broadcast_mul(&factor)?;
     kept - velocity.affine(f64::from(sigma / variance.sqrt()), 0.0)?
 }
+
+#[cfg(test)]
+mod tests;

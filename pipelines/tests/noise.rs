@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use candle_core::{Device, Tensor};
 use darkroom_pipelines::noise::{
     BatchPosition, BrownianNoise, DefaultNoise, MAX_DRAW, NoiseError, StepNoise, TorchGenerator,
-    initial_noise,
+    indexed_noise, initial_noise,
 };
 use proptest::prelude::*;
 
@@ -136,4 +136,23 @@ fn noise_that_cannot_be_is_an_error() {
     let mut noise = brownian(&[5.0, 1.0]).unwrap();
     assert!(matches!(noise.next(2.0, 2.0), Err(NoiseError::Step { .. })));
     assert!(matches!(noise.next(f32::NAN, 2.0), Err(NoiseError::Step { .. })));
+}
+
+#[test]
+fn noise_of_numbered_batches_is_comfyuis() {
+    let golden = golden("batch_index.safetensors");
+    let places = golden["places"].to_vec1::<i64>().unwrap();
+    let mut draws = 0;
+    for (name, theirs) in golden.iter().filter(|(name, _)| *name != "places") {
+        let seed: u64 = name.split_once('.').unwrap().0.parse().unwrap();
+        for (i, place) in places.iter().enumerate() {
+            let theirs = theirs.get(i).unwrap();
+            let ours = indexed_noise(seed, *place as usize, theirs.dims(), &Device::Cpu).unwrap();
+            assert_eq!(bits(&values(&ours)), bits(&values(&theirs)), "{name}: place {place}");
+            draws += 1;
+        }
+    }
+    assert_eq!(draws, 16);
+    assert!(indexed_noise(0, usize::MAX, &[4, 8, 8], &Device::Cpu).is_err());
+    assert!(indexed_noise(0, 1 << 40, &[4, 8, 8], &Device::Cpu).is_err());
 }

@@ -205,3 +205,83 @@ fn a_run_from_the_largest_sigma_starts_from_pure_noise() {
     assert_eq!(noised(true), 5f32.sqrt() + 1.0);
     assert_eq!(noised(false), 3.0);
 }
+
+/// A choice of `ModelSamplingDiscrete`, as ComfyUI computes it.
+#[derive(Deserialize)]
+struct SamplingCase {
+    prediction: String,
+    zsnr: bool,
+    sigmas_at: Vec<(f32, f32)>,
+    percents: Vec<(f64, f32)>,
+    steps: Vec<SamplingStep>,
+    schedules: HashMap<Scheduler, Vec<f32>>,
+}
+
+#[derive(Deserialize)]
+struct SamplingStep {
+    sigma: f32,
+    timestep: f32,
+    input: Vec<f32>,
+    denoised: Vec<f32>,
+}
+
+#[derive(Deserialize)]
+struct SamplingCases {
+    x: Vec<f32>,
+    output: Vec<f32>,
+    cases: Vec<SamplingCase>,
+}
+
+/// Rounding of an exponential and of an interpolation between two logarithms.
+const CHOICE_TOLERANCE: f32 = 1e-6;
+
+fn assert_near(ours: &[f32], theirs: &[f32], what: &str) {
+    assert_eq!(ours.len(), theirs.len(), "{what}");
+    let largest = theirs.iter().fold(0f32, |largest, value| largest.max(value.abs()));
+    for (ours, theirs) in ours.iter().zip(theirs) {
+        let allowed = CHOICE_TOLERANCE * theirs.abs().max(1e-2 * largest);
+        assert!((ours - theirs).abs() <= allowed, "{what}: {ours} is not {theirs}");
+    }
+}
+
+#[test]
+fn every_choice_of_model_sampling_is_comfyuis() {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/model_sampling.json");
+    let golden: SamplingCases = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let tensor = |values: &[f32]| Tensor::from_slice(values, values.len(), &Device::Cpu).unwrap();
+    let (x, output) = (tensor(&golden.x), tensor(&golden.output));
+    assert_eq!(golden.cases.len(), 10);
+    for case in &golden.cases {
+        let prediction = match case.prediction.as_str() {
+            "eps" => Prediction::Epsilon,
+            "v_prediction" => Prediction::V,
+            "lcm" => Prediction::Lcm,
+            "x0" => Prediction::X0,
+            "img_to_img" => Prediction::ImgToImg,
+            other => panic!("{other}"),
+        };
+        let model = if case.zsnr {
+            ModelSampling::zero_terminal_snr(prediction)
+        } else {
+            ModelSampling::scaled_linear(prediction)
+        };
+        let name = format!("{} {}", case.prediction, case.zsnr);
+        for (t, sigma) in &case.sigmas_at {
+            assert_near(&[model.sigma(*t)], &[*sigma], &format!("{name}: timestep {t}"));
+        }
+        for (percent, sigma) in &case.percents {
+            assert_near(&[model.percent_to_sigma(*percent)], &[*sigma], &format!("{name}: share {percent}"));
+        }
+        for step in &case.steps {
+            let what = format!("{name} at {}", step.sigma);
+            assert_eq!(model.timestep(step.sigma), step.timestep, "{what}");
+            let ours = |tensor: Tensor| tensor.to_vec1::<f32>().unwrap();
+            assert_near(&ours(model.scale_input(&x, step.sigma).unwrap()), &step.input, &what);
+            assert_near(&ours(model.denoised(&x, &output, step.sigma).unwrap()), &step.denoised, &what);
+        }
+        for (scheduler, theirs) in &case.schedules {
+            let ours = sigmas(*scheduler, &model, 7, 1.0, SamplerKind::Euler).unwrap();
+            assert_near(&ours, theirs, &format!("{name} {scheduler}"));
+        }
+    }
+}

@@ -97,3 +97,50 @@ fn waves(height: usize, width: usize, device: &Device) -> candle_core::Result<Te
     }
     Tensor::from_vec(values, (count, height * width), device)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    /// Largest difference of a value of about 3: sums of up to 48 products in `f32`.
+    const TOLERANCE: f32 = 2e-6;
+    const SCALES: FreeUScales = FreeUScales { backbone: [1.3, 1.4], skip: [0.9, 0.2] };
+
+    fn channels_last(tensor: &Tensor) -> Tensor {
+        tensor.permute((0, 2, 3, 1)).unwrap().contiguous().unwrap()
+    }
+
+    fn difference(a: &Tensor, b: &Tensor) -> f32 {
+        let difference = (a - b).unwrap().abs().unwrap().flatten_all().unwrap();
+        difference.max(0).unwrap().to_scalar().unwrap()
+    }
+
+    #[test]
+    fn features_change_as_comfyuis_do_and_those_of_other_rows_keep_their_bits() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/free_u.safetensors");
+        let golden = candle_core::safetensors::load(path, &Device::Cpu).unwrap();
+        let cases: Vec<&str> = golden.keys().filter_map(|name| name.strip_suffix(".backbone")).collect();
+        assert_eq!(cases.len(), 5);
+        for case in cases {
+            let get = |what: &str| channels_last(&golden[&format!("{case}.{what}")]);
+            for rows in [vec![0, 1], vec![1]] {
+                let free_u = FreeU::new(rows.iter().map(|row| (*row, SCALES)).collect());
+                let (backbone, skip) = free_u.apply(2, get("backbone"), get("skip")).unwrap();
+                for row in 0..2 {
+                    let changed = rows.contains(&row);
+                    let (wanted, filtered) =
+                        if changed { ("changed", "filtered") } else { ("backbone", "skip") };
+                    for (ours, theirs) in [(&backbone, get(wanted)), (&skip, get(filtered))] {
+                        let error = difference(&ours.get(row).unwrap(), &theirs.get(row).unwrap());
+                        assert!(
+                            error <= if changed { TOLERANCE } else { 0.0 },
+                            "{case} row {row}: {error:e}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
