@@ -36,8 +36,6 @@ def import_comfyui(folder: Path):
     args.cpu = True
     import comfy.sample
     import comfy.samplers
-    import comfy_extras.nodes_freelunch
-    import comfy_extras.nodes_model_advanced
 
     logging.getLogger().setLevel(logging.ERROR)
     return comfy
@@ -52,6 +50,7 @@ def random(seed, *shape):
 BASE = {"k": 0.7}
 NEGATIVE = {"k": -0.4}
 INNER = {"k": 1.3, "area": [12, 8, 4, 4]}
+RANGES = [{"k": 0.3, "start": 0.0, "end": 0.4}, {"k": 0.9, "start": 0.4, "end": 1.0}]
 # One case: the latent's rows and columns, sigma, guidance scale, and the conditions of both sides.
 CASES = {
     "two_everywhere": (12, 10, 3.0, 5.0, [BASE, {"k": 1.5, "strength": 0.6}], [NEGATIVE]),
@@ -83,10 +82,12 @@ CASES = {
         16, 12, 3.0, 5.0, [BASE, {"k": 1.3, "mask": "soft", "area": [8, 8, 3, 2], "strength": 0.5}], [NEGATIVE],
     ),
     "uncovered": (16, 12, 3.0, 5.0, [{"k": 1.3, "mask": "empty"}], [NEGATIVE]),
-    "ranges_early": (12, 10, 12.0, 5.0, [{"k": 0.3, "start": 0.0, "end": 0.4}, {"k": 0.9, "start": 0.4, "end": 1.0}], [NEGATIVE]),
-    "ranges_late": (12, 10, 1.0, 5.0, [{"k": 0.3, "start": 0.0, "end": 0.4}, {"k": 0.9, "start": 0.4, "end": 1.0}], [NEGATIVE]),
+    "ranges_early": (12, 10, 12.0, 5.0, RANGES, [NEGATIVE]),
+    "ranges_late": (12, 10, 1.0, 5.0, RANGES, [NEGATIVE]),
     "out_of_range": (12, 10, 1.0, 5.0, [{"k": 0.3, "start": 0.0, "end": 0.1}], [NEGATIVE]),
-    "ranged_area": (20, 16, 12.0, 5.0, [BASE, {**INNER, "start": 0.0, "end": 0.3}], [{**NEGATIVE, "start": 0.5, "end": 1.0}]),
+    "ranged_area": (
+        20, 16, 12.0, 5.0, [BASE, {**INNER, "start": 0.0, "end": 0.3}], [{**NEGATIVE, "start": 0.5, "end": 1.0}],
+    ),
     "unguided": (20, 16, 3.0, 1.0, [BASE], [NEGATIVE, {"k": -0.9, "area": [8, 8, 0, 8]}]),
     "no_negative": (20, 16, 3.0, 1.0, [BASE, INNER], None),
     "shared_control": (
@@ -106,7 +107,13 @@ RESCALED = {"two_everywhere": 0.7, "inner_area": 0.35, "wide_fades": 1.0}
 def masks():
     box = torch.zeros(1, 33, 30)
     box[:, 8:20, 6:17] = 1.0
-    return {"soft": torch.rand((1, 16, 12), generator=torch.Generator().manual_seed(5)), "box": box, "empty": torch.zeros(1, 16, 12)}
+    soft = torch.rand((1, 16, 12), generator=torch.Generator().manual_seed(5))
+    return {"soft": soft, "box": box, "empty": torch.zeros(1, 16, 12)}
+
+
+def epsilon_sampling(comfy):
+    kinds = comfy.model_sampling
+    return type("Sampling", (kinds.ModelSamplingDiscrete, kinds.EPS), {})()
 
 
 class StandIn:
@@ -114,7 +121,7 @@ class StandIn:
 
     def __init__(self, comfy):
         self.comfy = comfy
-        self.model_sampling = type("Sampling", (comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.EPS), {})()
+        self.model_sampling = epsilon_sampling(comfy)
         self.current_patcher = SimpleNamespace(prepare_state=lambda t: None, apply_hooks=lambda hooks: {})
         self.rows = []
 
@@ -183,7 +190,8 @@ def conditions(comfy):
 
         tensors[f"{name}.x"] = x[0]
         tensors[f"{name}.guided"] = guide({})[0]
-        cases[name] = {"sigma": sigma, "cfg": cfg, "positive": positive, "negative": negative, "rows": sorted(model.rows)}
+        asked = {"sigma": sigma, "cfg": cfg, "positive": positive, "negative": negative}
+        cases[name] = asked | {"rows": sorted(model.rows)}
         if name in RESCALED:
             clone = SimpleNamespace(set_model_sampler_cfg_function=lambda f: setattr(clone, "function", f))
             rescale = comfy_extras_nodes().RescaleCFG()
@@ -254,7 +262,7 @@ class Denoiser:
     """The analytic denoiser of `sampling.py` where ComfyUI has its guided model."""
 
     def __init__(self, comfy):
-        sampling = type("Sampling", (comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.EPS), {})()
+        sampling = epsilon_sampling(comfy)
         patcher = SimpleNamespace(get_model_object=lambda name: sampling)
         inner = SimpleNamespace(model_sampling=sampling)
         self.inner_model = SimpleNamespace(inner_model=inner, model_patcher=patcher)
@@ -320,7 +328,8 @@ def free_u():
         tensors |= {f"{name}.backbone": backbone.clone(), f"{name}.skip": skip.clone()}
         changed, filtered = clone.function(backbone, skip, {})
         tensors |= {f"{name}.changed": changed, f"{name}.filtered": filtered}
-    save_file({k: v.contiguous() for k, v in tensors.items()}, ROOT / "models" / "tests" / "golden" / "free_u.safetensors")
+    tensors = {k: v.contiguous() for k, v in tensors.items()}
+    save_file(tensors, ROOT / "models" / "tests" / "golden" / "free_u.safetensors")
 
 
 def main():
