@@ -32,7 +32,7 @@ pub use auxiliaries::{AuxiliaryInfo, ControlType, ModelFit};
 pub use live::Subscription;
 pub use models::{ModelDefaults, ModelInfo, Residency};
 pub use submit::Submitted;
-pub use upkeep::{request_limits, source_limits};
+pub use upkeep::{engine_options, request_limits, source_limits};
 
 use crate::catalog::Catalog;
 use crate::config::Config;
@@ -54,7 +54,7 @@ struct Inner {
     config: Arc<Config>,
     store: TaskStore,
     images: ImageStore,
-    engine: Engine,
+    engine: Arc<Engine>,
     catalog: Arc<Catalog>,
     metrics: Arc<Metrics>,
     outbound: Client,

@@ -1,9 +1,11 @@
 //! Models as clients see them: what is on disk, what is on a device, what suits each.
 
+use std::sync::Arc;
+
 use super::{Service, ServiceError};
 pub use crate::catalog::Defaults as ModelDefaults;
-use crate::catalog::{AuxiliaryKind, Entry};
-use crate::engine::{self, ModelError};
+use crate::catalog::{AuxiliaryKind, Catalog, Entry};
+use crate::engine::{self, Engine, ModelError};
 
 /// A model as clients see it.
 #[derive(Debug, Clone, PartialEq)]
@@ -46,6 +48,16 @@ pub enum Residency {
 }
 
 impl Service {
+    /// The engine, for what draws without being a task.
+    pub fn engine(&self) -> &Arc<Engine> {
+        &self.0.engine
+    }
+
+    /// Which models there are.
+    pub fn catalog(&self) -> &Arc<Catalog> {
+        &self.0.catalog
+    }
+
     /// Every model: on disk and built in. Looks at the disk.
     pub fn models(&self) -> Vec<ModelInfo> {
         let residency = self.0.engine.residency();

@@ -122,7 +122,7 @@ impl Service {
             config,
             store,
             images,
-            engine,
+            engine: Arc::new(engine),
             catalog,
             metrics,
             outbound,
@@ -306,7 +306,8 @@ pub fn source_limits(limits: &LimitsConfig) -> ReadLimits {
     }
 }
 
-fn engine_options(config: &Config) -> EngineOptions {
+/// How the engine of this configuration works.
+pub fn engine_options(config: &Config) -> EngineOptions {
     let engine = &config.engine;
     let preview_every =
         (engine.previews_per_second > 0.0).then(|| Duration::from_secs_f64(1.0 / engine.previews_per_second));
