@@ -1,5 +1,6 @@
 //! What a server or a command line needs of workflows: what nodes there are, whether a prompt can be run, running it.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 
 use serde_json::{Map, Value as Json};
@@ -67,7 +68,8 @@ impl Workflows {
 
     /// What `GET /object_info` says: of all nodes, or of one; of one that there is not, `{}`.
     pub fn object_info(&self, class: Option<&str>) -> Json {
-        let choices = |list: &Choices| self.choices(list);
+        let lists = Lists::of(self);
+        let choices = |list: &Choices| lists.names(list);
         let nodes =
             self.registry.iter().filter(|node| class.is_none_or(|class| class == node.interface.class));
         let infos = nodes.map(|node| (node.interface.class.to_owned(), node.interface.object_info(&choices)));
@@ -79,7 +81,8 @@ impl Workflows {
     /// # Errors
     /// When not one output can be run.
     pub fn check(&self, graph: &Graph, targets: Option<&[String]>) -> Result<Checked, Refusal> {
-        let choices = |list: &Choices| self.choices(list);
+        let lists = Lists::of(self);
+        let choices = |list: &Choices| lists.names(list);
         check(graph, &self.registry, &choices, &self.folders, targets)
     }
 
@@ -105,5 +108,29 @@ impl Workflows {
             catalog: &self.catalog,
             folders: &self.folders,
         }
+    }
+}
+
+/// The names behind lists of choices, each looked up once: many nodes have the same.
+struct Lists<'a> {
+    workflows: &'a Workflows,
+    known: RefCell<Vec<(Choices, Vec<String>)>>,
+}
+
+impl<'a> Lists<'a> {
+    fn of(workflows: &'a Workflows) -> Self {
+        Self { workflows, known: RefCell::default() }
+    }
+
+    fn names(&self, choices: &Choices) -> Vec<String> {
+        if let Choices::Fixed(names) = choices {
+            return names.clone();
+        }
+        let known = self.known.borrow().iter().find(|(list, _)| list == choices).map(|(_, names)| names.clone());
+        known.unwrap_or_else(|| {
+            let names = self.workflows.choices(choices);
+            self.known.borrow_mut().push((choices.clone(), names.clone()));
+            names
+        })
     }
 }
