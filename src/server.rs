@@ -2,7 +2,7 @@
 //! all parts; `cli::serve` calls it, and so can a program that embeds Darkroom.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -10,6 +10,8 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::catalog::{Catalog, CatalogError};
+use crate::comfy::workflows::WorkflowRunner;
+use crate::comfy::{Comfy, KeepError};
 use crate::config::Config;
 use crate::http;
 use crate::metrics::{ByDelivery, Metrics};
@@ -20,6 +22,7 @@ use crate::outbound::{
 use crate::service::{Service, ServiceError, ServiceParts};
 use crate::store::{ImageStore, ImageStoreError, StoreError, TaskStore};
 use crate::task::TaskId;
+use crate::workflow::{Folders, Workflows};
 
 /// Time for the last answers after everything else has ended.
 const LAST_ANSWERS: Duration = Duration::from_secs(5);
@@ -46,6 +49,12 @@ pub enum ServerError {
     /// The service.
     #[error(transparent)]
     Service(#[from] ServiceError),
+    /// ComfyUI's prompts.
+    #[error(transparent)]
+    Prompts(#[from] KeepError),
+    /// ComfyUI's folders.
+    #[error("the folders of ComfyUI's files: {0}")]
+    Folders(std::io::Error),
     /// It would be open to everyone.
     #[error("{host} can be reached from other machines, and there is no key")]
     Open {
@@ -93,7 +102,10 @@ pub struct Server {
     listener: TcpListener,
     /// `http://127.0.0.1:8188`.
     pub url: String,
+    /// Another port for ComfyUI's clients, and its address.
+    second: Option<(TcpListener, String)>,
     service: Service,
+    comfy: Option<http::ComfyParts>,
     config: Arc<Config>,
     tls: Option<Arc<rustls::ServerConfig>>,
 }
@@ -115,10 +127,12 @@ impl Server {
             return Err(ServerError::Open { host: config.server.host });
         }
         let images = ImageStore::open(&config.storage).await?;
-        let address = (config.server.host, config.server.port);
-        let cannot = |source| ServerError::Listen { address: format!("{}:{}", address.0, address.1), source };
-        let listener = TcpListener::bind(address).await.map_err(cannot)?;
-        let bound = listener.local_addr().map_err(cannot)?;
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let (listener, url) = listen(&config, config.server.port, scheme).await?;
+        let second = match config.comfy.port.filter(|_| config.comfy.enabled) {
+            Some(port) => Some(listen(&config, port, scheme).await?),
+            None => None,
+        };
         let data_dir = &config.storage.data_dir;
         let metrics = Arc::new(Metrics::default());
         let service = Service::start(ServiceParts {
@@ -131,36 +145,50 @@ impl Server {
             secret: load_or_create_link_secret(data_dir)?,
         })
         .await?;
+        let comfy =
+            if config.comfy.enabled { Some(start_comfy(&config, &service, &metrics).await?) } else { None };
         let secret = load_or_create_secret(data_dir, config.outbound.webhook_secret.as_deref())?;
         let outbox =
             Arc::new(StoredOutbox { store, service: service.clone(), config: Arc::clone(&config), metrics });
         let attempts = config.outbound.webhook_attempts;
         let deliverer = Deliverer::new(outbound, outbox, secret, attempts, service.webhook_bell());
         tokio::spawn(deliverer.run(service.stopping().clone()));
-        let scheme = if tls.is_some() { "https" } else { "http" };
-        Ok(Self { listener, url: format!("{scheme}://{bound}"), service, config, tls })
+        Ok(Self { listener, url, second, service, comfy, config, tls })
+    }
+
+    /// Where it listens for ComfyUI's clients beside [`Self::url`].
+    pub fn second_url(&self) -> Option<&str> {
+        self.second.as_ref().map(|(_, url)| url.as_str())
     }
 
     /// Serves until `stop`, then finishes what it can within the drain timeout. `stop_now` ends that at once.
     pub async fn run(self, stop: CancellationToken, stop_now: CancellationToken) -> Result<(), ServerError> {
-        let Self { listener, service, config, tls, .. } = self;
+        let Self { listener, second, service, comfy, config, tls, .. } = self;
         let closing = CancellationToken::new();
-        let router = http::router(service.clone(), Arc::clone(&config), closing.clone())?;
-        let limits = config.server.clone();
-        let serving = tokio::spawn({
-            let closing = closing.clone();
-            async move { http::listen::serve(listener, tls, router, &limits, closing).await }
+        let router = http::router(service.clone(), Arc::clone(&config), closing.clone(), comfy.clone())?;
+        let listeners = std::iter::once(listener).chain(second.map(|(listener, _)| listener));
+        let serving = listeners.map(|listener| {
+            let (tls, router, limits, closing) =
+                (tls.clone(), router.clone(), config.server.clone(), closing.clone());
+            tokio::spawn(async move { http::listen::serve(listener, tls, router, &limits, closing).await })
         });
+        let serving = futures_util::future::try_join_all(serving.collect::<Vec<_>>());
         stop.cancelled().await;
         tracing::info!("stopping: finishing what is running");
         let patience = Duration::from_secs_f64(config.server.drain_timeout);
         let ended = async {
-            service.drain(patience).await;
+            let deadline = Instant::now() + patience;
+            service.stop_accepting();
+            // Prompts first: they run on the engine, which the service stops.
+            if let Some(comfy) = &comfy {
+                comfy.server.drain(patience).await;
+            }
+            service.drain(deadline.saturating_duration_since(Instant::now())).await;
             closing.cancel();
             // Connections that do not end by themselves are cut.
             match tokio::time::timeout(LAST_ANSWERS, serving).await {
                 Ok(Err(error)) => Err(ServerError::Serve(error.into())),
-                Ok(Ok(())) | Err(_) => Ok(()),
+                Ok(Ok(_)) | Err(_) => Ok(()),
             }
         };
         tokio::select! {
@@ -168,6 +196,33 @@ impl Server {
             () = stop_now.cancelled() => Err(ServerError::Interrupted),
         }
     }
+}
+
+/// Listens at a port; its address for people.
+async fn listen(config: &Config, port: u16, scheme: &str) -> Result<(TcpListener, String), ServerError> {
+    let address = (config.server.host, port);
+    let cannot = |source| ServerError::Listen { address: format!("{}:{}", address.0, address.1), source };
+    let listener = TcpListener::bind(address).await.map_err(cannot)?;
+    let bound = listener.local_addr().map_err(cannot)?;
+    Ok((listener, format!("{scheme}://{bound}")))
+}
+
+/// ComfyUI's side of the server: folders, workflows, prompts.
+async fn start_comfy(
+    config: &Config,
+    service: &Service,
+    metrics: &Arc<Metrics>,
+) -> Result<http::ComfyParts, ServerError> {
+    let [input, output, temp, user] = config.comfy.folders(&config.storage.data_dir);
+    let folders = Folders { input, output, temp, user, models: config.engine.models_dir.clone() };
+    folders.create().map_err(ServerError::Folders)?;
+    folders.clear_temp();
+    let (engine, catalog) = (Arc::clone(service.engine()), Arc::clone(service.catalog()));
+    let workflows = Arc::new(Workflows::new(engine, catalog, folders, config.comfy.cache_bytes));
+    let runner = WorkflowRunner::new(Arc::clone(&workflows), config.engine.pin.clone());
+    let (data_dir, settings) = (&config.storage.data_dir, config.comfy.clone());
+    let server = Comfy::start(settings, data_dir, Arc::new(runner), Arc::clone(metrics)).await?;
+    Ok(http::ComfyParts { server, workflows })
 }
 
 /// Webhooks that the task store owes.

@@ -5,11 +5,14 @@ use std::io::IsTerminal;
 
 use tokio_util::sync::CancellationToken;
 use tracing_appender::non_blocking::WorkerGuard;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer};
 
 use super::args::ServeArgs;
 use super::error::CommandError;
 use super::print_result;
+use crate::comfy::logs::LogWriter;
 use crate::config::LogFormat;
 use crate::server::{Server, ServerError};
 
@@ -27,6 +30,9 @@ pub(super) fn run(args: &ServeArgs, verbose: u8, quiet: bool) -> Result<(), Comm
         listen_for_signals(stop.clone(), stop_now.clone()).map_err(ServerError::Serve)?;
         let server = Server::start(loaded.config).await?;
         tracing::info!(url = server.url, "listening");
+        if let Some(url) = server.second_url() {
+            tracing::info!(url, "listening for ComfyUI's clients as well");
+        }
         let line = format!("listening on {}", server.url);
         print_result(&line)
             .map_err(|_| ServerError::Serve(std::io::Error::other("standard output is closed")))?;
@@ -52,12 +58,15 @@ fn start_logging(format: LogFormat, verbose: u8, quiet: bool) -> WorkerGuard {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
     let colours = std::io::stderr().is_terminal();
     let (writer, guard) = tracing_appender::non_blocking(std::io::stderr());
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_ansi(colours);
-    // Fails only where a log was started before.
-    let _ = match format {
-        LogFormat::Text => log.try_init(),
-        LogFormat::Json => log.json().try_init(),
+    let log = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(colours);
+    // The last lines, for ComfyUI's front end.
+    let kept = tracing_subscriber::fmt::layer().with_writer(LogWriter).with_ansi(false);
+    let log = match format {
+        LogFormat::Text => log.boxed(),
+        LogFormat::Json => log.json().boxed(),
     };
+    // Fails only where a log was started before.
+    let _ = tracing_subscriber::registry().with(filter).with(log).with(kept).try_init();
     guard
 }
 

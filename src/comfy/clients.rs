@@ -44,6 +44,7 @@ pub(super) struct Clients {
 
 #[derive(Debug)]
 struct Place {
+    owner: Owner,
     outbox: Arc<Outbox>,
     /// Another socket of the same client has come.
     replaced: bool,
@@ -116,7 +117,8 @@ impl Clients {
                 place.cut();
                 sockets.remove(&id);
             }
-            sockets.insert(number, Place { outbox: Arc::clone(&outbox), replaced: false });
+            let place = Place { owner: owner.clone(), outbox: Arc::clone(&outbox), replaced: false };
+            sockets.insert(number, place);
             self.open.set(i64::try_from(sockets.len()).unwrap_or(i64::MAX));
         }
         let key = (owner, sid);
@@ -156,6 +158,15 @@ impl Clients {
             ended: false,
         });
         Listening { clients: Arc::clone(self), client, number }
+    }
+
+    /// A prompt of no client begins: ComfyUI tells everyone how far it is. Here that is everyone of the same owner.
+    pub(super) fn begin_for_all(self: &Arc<Self>, owner: &Owner, prompt_id: &str) -> Broadcast {
+        Broadcast {
+            clients: Arc::clone(self),
+            owner: owner.clone(),
+            teller: Mutex::new(Teller::new(prompt_id)),
+        }
     }
 
     /// Tells everyone how much there is to do.
@@ -283,6 +294,79 @@ impl Listening {
         }
         drop(state);
         self.clients.forget(&self.client);
+    }
+}
+
+/// A prompt that runs, for everyone.
+pub(super) struct Broadcast {
+    clients: Arc<Clients>,
+    owner: Owner,
+    teller: Mutex<Teller>,
+}
+
+impl Broadcast {
+    /// Tells how far the prompt is; of its nodes and its end nobody hears, but for an interruption.
+    pub(super) fn tell(&self, news: &News) {
+        let mut teller = lock(&self.teller);
+        let sockets = lock(&self.clients.sockets);
+        let mut own =
+            sockets.values().filter(|place| !place.replaced && place.owner == self.owner).peekable();
+        if own.peek().is_none() {
+            return teller.note(news);
+        }
+        let mut frames = Vec::new();
+        teller.tell(news, Features::default(), &mut frames);
+        frames.retain(|frame| !matches!(frame, Frame::Text(text) if is_for_the_sender(text)));
+        for place in own {
+            frames.iter().for_each(|frame| place.outbox.push(frame.clone()));
+        }
+    }
+}
+
+/// Whether ComfyUI sends a message only to whom the prompt came from.
+fn is_for_the_sender(text: &[u8]) -> bool {
+    const NAMES: [&str; 6] = [
+        "execution_start",
+        "execution_cached",
+        "execution_success",
+        "execution_error",
+        "executing",
+        "executed",
+    ];
+    let name = text.strip_prefix(br#"{"type":""#).and_then(|rest| rest.split(|byte| *byte == b'"').next());
+    NAMES.iter().any(|known| name == Some(known.as_bytes()))
+}
+
+/// Who hears of a prompt.
+pub(super) enum Hearers {
+    /// Its client.
+    Client(Listening),
+    /// It has none.
+    Everyone(Broadcast),
+}
+
+impl Hearers {
+    /// Tells what happened.
+    pub(super) fn tell(&self, news: News, interrupt: &CancellationToken) {
+        match self {
+            Self::Client(listening) => listening.tell(news, interrupt),
+            Self::Everyone(broadcast) => broadcast.tell(&news),
+        }
+    }
+
+    /// Whether anyone would see previews.
+    pub(super) fn is_heard(&self) -> bool {
+        match self {
+            Self::Client(listening) => listening.is_heard(),
+            Self::Everyone(broadcast) => !lock(&broadcast.clients.sockets).is_empty(),
+        }
+    }
+
+    /// The prompt has ended.
+    pub(super) fn end(self) {
+        if let Self::Client(listening) = self {
+            listening.end();
+        }
     }
 }
 
@@ -485,6 +569,30 @@ mod tests {
         }
         sending.join().unwrap();
         assert!(pictures <= 20);
+    }
+
+    #[tokio::test]
+    async fn of_a_prompt_of_no_client_everyone_of_the_owner_hears_how_far_it_is() {
+        let clients = clients();
+        let one = clients.connect(Owner::Anyone, Some("a")).unwrap();
+        let other = clients.connect(Owner::Key(crate::task::ApiKeyId::random()), Some("a")).unwrap();
+        let prompt = Hearers::Everyone(clients.begin_for_all(&Owner::Anyone, "p"));
+        let interrupt = CancellationToken::new();
+        for event in [
+            Event::Started,
+            Event::Executing { node: "1".into() },
+            Event::Progress { node: "1".into(), value: 1, max: 2 },
+            Event::Executed { node: "1".into(), output: json!({}) },
+            Event::Interrupted { node: "1".into(), class: "A".into(), executed: Vec::new() },
+        ] {
+            prompt.tell(news(event), &interrupt);
+        }
+        prompt.end();
+        assert_eq!(
+            names(&heard(&one).await),
+            ["status", "progress_state", "progress_state", "progress", "execution_interrupted"]
+        );
+        assert_eq!(names(&heard(&other).await), ["status"]);
     }
 
     #[test]

@@ -49,6 +49,13 @@ pub struct Found {
     pub(super) text: Option<Bytes>,
 }
 
+impl Found {
+    /// Its entry as JSON, if it is in memory.
+    pub fn in_memory(&self) -> Option<&Bytes> {
+        self.text.as_ref()
+    }
+}
+
 impl History {
     /// With what an earlier server kept; and what of it is beyond `most`.
     pub(super) fn new(most: usize, kept: Vec<Ended>) -> (Self, Vec<Number>) {

@@ -80,16 +80,44 @@ pub(super) struct News {
 #[derive(Debug, Clone)]
 pub(super) enum What {
     Started,
-    Cached { nodes: Vec<String> },
-    Executing { node: String },
-    Progress { node: String, value: usize, max: usize },
-    Picture { node: String, format: Format, file: Bytes },
-    Text { node: String, text: String },
-    Executed { node: String, output: Json },
-    Finished { node: String },
+    Cached {
+        nodes: Vec<String>,
+    },
+    Executing {
+        node: String,
+    },
+    Progress {
+        node: String,
+        value: usize,
+        max: usize,
+    },
+    Picture {
+        node: String,
+        format: Format,
+        file: Bytes,
+    },
+    Text {
+        node: String,
+        text: String,
+    },
+    Executed {
+        node: String,
+        output: Json,
+    },
+    Finished {
+        node: String,
+    },
     Succeeded,
-    Failed { failure: Box<Failure>, cached: Vec<String> },
-    Interrupted { node: String, class: String, executed: Vec<String> },
+    /// `nodes`: all of the prompt, which is what ComfyUI says of `current_outputs`.
+    Failed {
+        failure: Box<Failure>,
+        nodes: Vec<String>,
+    },
+    Interrupted {
+        node: String,
+        class: String,
+        executed: Vec<String>,
+    },
 }
 
 impl News {
@@ -109,7 +137,7 @@ impl News {
             Event::Executed { node, output } => What::Executed { node, output },
             Event::Finished { node } => What::Finished { node },
             Event::Succeeded => What::Succeeded,
-            Event::Failed(failure) => What::Failed { failure, cached: Vec::new() },
+            Event::Failed(failure) => What::Failed { failure, nodes: Vec::new() },
             Event::Interrupted { node, class, executed } => What::Interrupted { node, class, executed },
         };
         Some(Self { what, at })
@@ -154,7 +182,7 @@ impl News {
                 ("execution_cached", to_json(&CachedData { nodes, prompt_id, timestamp }))
             }
             What::Succeeded => ("execution_success", to_json(&Marked { prompt_id, timestamp })),
-            What::Failed { failure, cached } => (
+            What::Failed { failure, nodes } => (
                 "execution_error",
                 to_json(&ErrorData {
                     prompt_id,
@@ -165,7 +193,7 @@ impl News {
                     exception_type: &failure.kind,
                     traceback: [],
                     current_inputs: &failure.inputs,
-                    current_outputs: cached,
+                    current_outputs: nodes,
                     timestamp,
                 }),
             ),

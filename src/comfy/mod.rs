@@ -18,11 +18,12 @@ mod queue;
 mod record;
 pub mod runner;
 pub mod upstream;
+pub mod workflows;
 
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
@@ -32,6 +33,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 pub use clients::Socket;
 pub use history::Found;
@@ -40,7 +42,7 @@ pub use messages::{ExecInfo, Features, Frame};
 pub use outbox::Outbox;
 pub use runner::{Passed, Rejected, Runner, Running, Work};
 
-use clients::{Clients, Listening};
+use clients::{Clients, Hearers};
 use history::History;
 use keep::{Keep, Number, Unfinished};
 use queue::{Next, Prompt, Queue};
@@ -82,6 +84,7 @@ struct Inner {
     /// Held while clients are told how much there is to do, so that the last they hear is the last there was.
     status: Mutex<()>,
     checks: Semaphore,
+    log_listeners: Mutex<HashMap<(Owner, String), CancellationToken>>,
     next: AtomicI64,
     draining: AtomicBool,
     stopping: AtomicBool,
@@ -176,6 +179,7 @@ impl Comfy {
             clients: Arc::new(clients),
             status: Mutex::new(()),
             checks: Semaphore::new(CHECKS),
+            log_listeners: Mutex::default(),
             next: AtomicI64::new(kept.next),
             draining: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
@@ -303,6 +307,24 @@ impl Comfy {
         self.0.clients.connect(owner, sid)
     }
 
+    /// Begins or ends telling a client the log. `Some` if it begins now: cancelled when it is to end.
+    pub fn subscribe_to_logs(&self, owner: &Owner, sid: &str, enabled: bool) -> Option<CancellationToken> {
+        let mut listeners = lock(&self.0.log_listeners);
+        let key = (owner.clone(), sid.to_owned());
+        if !enabled {
+            if let Some(ended) = listeners.remove(&key) {
+                ended.cancel();
+            }
+            return None;
+        }
+        if listeners.len() >= self.0.config.max_sockets || listeners.contains_key(&key) {
+            return None;
+        }
+        let subscription = CancellationToken::new();
+        listeners.insert(key, subscription.clone());
+        Some(subscription)
+    }
+
     /// Sends lines of the log to a client; whether it is there.
     pub fn send_logs(&self, owner: &Owner, sid: &str, logs: &impl serde::Serialize) -> bool {
         self.0.clients.send(owner, sid, messages::json_message("logs", logs))
@@ -348,7 +370,7 @@ impl Inner {
         self.metrics.comfy_cache_bytes.set(bytes);
     }
 
-    fn check(&self, prompt: &Ordered, targets: Option<&[String]>) -> Result<Passed, Refused> {
+    fn check(&self, prompt: Ordered, targets: Option<&[String]>) -> Result<Passed, Refused> {
         let checked = catch_unwind(AssertUnwindSafe(|| self.runner.check(prompt, targets)));
         checked.unwrap_or(Err(Rejected { error: String::new(), node_errors: String::new() })).map_err(
             |rejected| {
@@ -378,10 +400,11 @@ impl Inner {
         SECRETS.iter().for_each(|secret| {
             extra_data.shift_remove(*secret);
         });
+        let nodes = ids(&prompt);
         let passed = {
             let _turn = self.checks.acquire().await.map_err(|_| Refused::Draining)?;
             let inner = Arc::clone(&self);
-            let check = move || inner.check(&prompt, targets.as_deref());
+            let check = move || inner.check(prompt, targets.as_deref());
             tokio::task::spawn_blocking(check).await.unwrap_or(Err(Refused::Defect))?
         };
         let extra_data = Ordered::Object(extra_data);
@@ -392,7 +415,7 @@ impl Inner {
         let accepted =
             Accepted { prompt_id: Arc::clone(&id), number: numbered.shown, node_errors: passed.node_errors };
         std::mem::forget(place);
-        let prompt = self.prompt(row, owner, id, numbered.rank, item, &extra_data);
+        let prompt = self.prompt(row, owner, id, numbered.rank, item, nodes, &extra_data);
         lock(&self.queue).add(Arc::new(prompt), passed.work);
         self.tell_status();
         self.pump();
@@ -406,6 +429,7 @@ impl Inner {
         id: Arc<str>,
         rank: f64,
         item: String,
+        nodes: Vec<String>,
         extra_data: &Ordered,
     ) -> Prompt {
         let text = |name| extra_data.get(name).and_then(Ordered::as_str);
@@ -421,6 +445,7 @@ impl Inner {
             client: text("client_id").map(str::to_owned),
             rank,
             item: item.into(),
+            nodes,
             extra_pnginfo: extra_data.get("extra_pnginfo").cloned(),
             previews,
         }
@@ -434,12 +459,13 @@ impl Inner {
             self.keep.forget_later(vec![row]);
             return;
         };
+        let nodes = ids(&prompt);
         let checked = if starts >= MOST_STARTS {
             Err(format!("the server ended {starts} times while this prompt ran; it is not tried again"))
         } else {
-            self.check(&prompt, Some(&outputs)).map_err(|refused| refused.to_string())
+            self.check(prompt, Some(&outputs)).map_err(|refused| refused.to_string())
         };
-        let prompt = Arc::new(self.prompt(row, owner, id.into(), rank, item, &extra_data));
+        let prompt = Arc::new(self.prompt(row, owner, id.into(), rank, item, nodes, &extra_data));
         match checked {
             Ok(passed) => {
                 let mut queue = lock(&self.queue);
@@ -448,10 +474,11 @@ impl Inner {
             }
             Err(message) => {
                 tracing::warn!(prompt_id = %prompt.id, message, "an accepted prompt cannot be run");
-                let interrupt = tokio_util::sync::CancellationToken::new();
+                let interrupt = CancellationToken::new();
                 let recorder = Recorder {
                     prompt_id: &prompt.id,
-                    listening: None,
+                    nodes: &prompt.nodes,
+                    hearers: None,
                     interrupt: &interrupt,
                     previews: false,
                     record: Mutex::default(),
@@ -466,27 +493,31 @@ impl Inner {
     /// Begins what may begin.
     fn pump(self: &Arc<Self>) {
         while !self.draining.load(Ordering::SeqCst) {
-            let (next, listening) = {
+            let (next, hearers) = {
                 let mut queue = lock(&self.queue);
                 let Some(next) = queue.next(self.config.max_running.min(MOST_RUNNING)) else { return };
                 // Under the lock, so that clients hear of prompts in the order in which they leave the queue.
                 let Prompt { owner, id, client, .. } = &*next.prompt;
-                let listening = client.as_deref().map(|sid| self.clients.begin(owner, sid, id));
-                (next, listening)
+                let hearers = match client {
+                    Some(sid) => Hearers::Client(self.clients.begin(owner, sid, id)),
+                    None => Hearers::Everyone(self.clients.begin_for_all(owner, id)),
+                };
+                (next, hearers)
             };
             let inner = Arc::clone(self);
-            self.runtime.spawn_blocking(move || inner.run(next, listening));
+            self.runtime.spawn_blocking(move || inner.run(next, hearers));
         }
     }
 
     /// Runs a prompt on this thread.
-    fn run(self: &Arc<Self>, next: Next, listening: Option<Listening>) {
+    fn run(self: &Arc<Self>, next: Next, hearers: Hearers) {
         let Next { prompt, work, interrupt } = next;
         self.keep.begun(prompt.number);
         self.tell_status();
         let recorder = Recorder {
             prompt_id: &prompt.id,
-            listening: listening.as_ref(),
+            nodes: &prompt.nodes,
+            hearers: Some(&hearers),
             interrupt: &interrupt,
             previews: prompt.previews,
             record: Mutex::default(),
@@ -515,9 +546,7 @@ impl Inner {
         self.write_down(&prompt, &record);
         lock(&self.queue).end(prompt.number);
         self.tell_status();
-        if let Some(listening) = listening {
-            listening.end();
-        }
+        hearers.end();
         self.pump();
     }
 
@@ -526,7 +555,7 @@ impl Inner {
         let outcome = record.outcome.map_or("failed", Outcome::name);
         self.metrics.comfy_prompts.get_or_create(&ByEnd { outcome }).inc();
         let cache = ByCache { cache: "workflow" };
-        self.metrics.cache_hits.get_or_create(&cache).inc_by(record.cached() as u64);
+        self.metrics.cache_hits.get_or_create(&cache).inc_by(record.cached as u64);
         self.metrics.cache_misses.get_or_create(&cache).inc_by(record.executed as u64);
         self.count_cache();
         let entry = record.entry(&prompt.item);
@@ -547,6 +576,11 @@ impl Drop for Reserved<'_> {
     fn drop(&mut self) {
         lock(&self.0.queue).release();
     }
+}
+
+/// The ids of a prompt's nodes.
+fn ids(prompt: &Ordered) -> Vec<String> {
+    prompt.as_object().into_iter().flat_map(Members::keys).cloned().collect()
 }
 
 /// `[number, id, prompt, extra_data, outputs]`.

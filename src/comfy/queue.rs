@@ -27,6 +27,8 @@ pub(super) struct Prompt {
     pub(super) rank: f64,
     /// `[number, id, prompt, extra_data, outputs]`.
     pub(super) item: Arc<str>,
+    /// Ids of its nodes.
+    pub(super) nodes: Vec<String>,
     /// `extra_data.extra_pnginfo`.
     pub(super) extra_pnginfo: Option<Ordered>,
     /// Whether pictures are shown while they are sampled.
@@ -239,6 +241,7 @@ mod tests {
             client: None,
             rank: numbered.rank,
             item: numbered.shown.to_string().into(),
+            nodes: Vec::new(),
             extra_pnginfo: None,
             previews: false,
         };

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde_json::{Value as Json, json};
 use tokio_util::sync::CancellationToken;
 
-use super::clients::Listening;
+use super::clients::Hearers;
 use super::messages::{News, What, to_json};
 use crate::workflow::event::{Event, Failure, Listener};
 
@@ -17,8 +17,10 @@ const SHOWN: usize = 32 << 20;
 /// Hears one prompt.
 pub(super) struct Recorder<'a> {
     pub(super) prompt_id: &'a str,
-    /// Its client.
-    pub(super) listening: Option<&'a Listening>,
+    /// Ids of its nodes.
+    pub(super) nodes: &'a [String],
+    /// Who hears of it now.
+    pub(super) hearers: Option<&'a Hearers>,
     pub(super) interrupt: &'a CancellationToken,
     /// Whether the prompt is to show pictures while they are sampled.
     pub(super) previews: bool,
@@ -52,7 +54,7 @@ pub(super) struct Record {
     outputs: Vec<(String, String)>,
     bytes: usize,
     /// Nodes whose outputs were taken from the cache.
-    cached: Vec<String>,
+    pub(super) cached: usize,
     /// Nodes that ran.
     pub(super) executed: usize,
     pub(super) outcome: Option<Outcome>,
@@ -93,32 +95,32 @@ impl Listener for Recorder<'_> {
             if record.outcome.is_some() {
                 return;
             }
-            record.note(&mut news, self.prompt_id);
+            record.note(&mut news, self.prompt_id, self.nodes);
         }
-        if let Some(listening) = self.listening {
-            listening.tell(news, self.interrupt);
+        if let Some(hearers) = self.hearers {
+            hearers.tell(news, self.interrupt);
         }
     }
 
     fn wants_previews(&self) -> bool {
-        self.previews && self.listening.is_some_and(Listening::is_heard)
+        self.previews && self.hearers.is_some_and(Hearers::is_heard)
     }
 }
 
 impl Record {
-    fn note(&mut self, news: &mut News, prompt_id: &str) {
+    fn note(&mut self, news: &mut News, prompt_id: &str, all: &[String]) {
         match &mut news.what {
-            What::Cached { nodes } => self.cached.clone_from(nodes),
+            What::Cached { nodes } => self.cached = nodes.len(),
             What::Executing { .. } => self.executed += 1,
             What::Executed { node, output } => self.show(node, output, prompt_id),
             What::Succeeded => self.outcome = Some(Outcome::Succeeded),
             What::Interrupted { .. } => self.outcome = Some(Outcome::Interrupted),
-            What::Failed { failure, cached } => {
+            What::Failed { failure, nodes } => {
                 // ComfyUI writes the message and a tip below it, which is mostly empty.
                 if !failure.message.contains('\n') {
                     failure.message.push('\n');
                 }
-                cached.clone_from(&self.cached);
+                nodes.extend_from_slice(all);
                 self.outcome = Some(Outcome::Failed);
             }
             _ => {}
@@ -138,11 +140,6 @@ impl Record {
         } else {
             self.outputs.push((node.to_owned(), output));
         }
-    }
-
-    /// Nodes whose outputs were taken from the cache.
-    pub(super) fn cached(&self) -> usize {
-        self.cached.len()
     }
 
     /// The history's entry of the prompt with this `item`.
@@ -190,7 +187,8 @@ mod tests {
         let interrupt = CancellationToken::new();
         let recorder = Recorder {
             prompt_id: "p",
-            listening: None,
+            nodes: &["3".to_owned(), "4".to_owned()],
+            hearers: None,
             interrupt: &interrupt,
             previews: true,
             record: Mutex::default(),
@@ -233,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_is_told_with_what_was_cached_and_a_silent_end_is_one() {
+    fn a_failure_is_told_with_all_nodes_and_a_silent_end_is_one() {
         let failure = Failure {
             node: "3".into(),
             class: "KSampler".into(),
@@ -246,7 +244,7 @@ mod tests {
         assert_eq!(failed["status"]["status_str"], "error");
         let error = &failed["status"]["messages"][1][1];
         assert_eq!((&error["node_type"], &error["exception_message"]), (&json!("KSampler"), &json!("no\n")));
-        assert_eq!((&error["current_outputs"], &error["traceback"]), (&json!(["4"]), &json!([])));
+        assert_eq!((&error["current_outputs"], &error["traceback"]), (&json!(["3", "4"]), &json!([])));
         let silent = entry(vec![Event::Started]);
         assert_eq!(silent["status"]["messages"][1][0], "execution_error");
         assert_eq!(silent["status"]["completed"], false);

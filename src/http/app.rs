@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::addresses::Addresses;
 use super::auth::RateLimits;
+use super::comfy::ComfyParts;
 use super::error::ApiError;
 use super::extract::kib;
 use super::guides::Guides;
@@ -82,6 +83,8 @@ pub(super) struct Parts {
     good_templates: Mutex<HashSet<BlobId>>,
     pub(super) rate_limits: RateLimits,
     pub(super) started: Timestamp,
+    /// ComfyUI's server, if it is served.
+    pub(super) comfy: Option<ComfyParts>,
     streams: Arc<Semaphore>,
     decoders: Semaphore,
     body_memory: Arc<Semaphore>,
@@ -112,6 +115,7 @@ impl App {
         service: Service,
         config: Arc<Config>,
         shutdown: CancellationToken,
+        comfy: Option<ComfyParts>,
     ) -> Result<Self, SetupError> {
         let body_memory_kib = kib(config.limits.body_bytes.saturating_mul(LARGE_BODIES)).min(1 << 28);
         Ok(Self(Arc::new(Parts {
@@ -124,6 +128,7 @@ impl App {
             good_templates: Mutex::default(),
             rate_limits: RateLimits::new(config.auth.requests_per_minute),
             started: Timestamp::now(),
+            comfy,
             streams: Arc::new(Semaphore::new(config.server.max_streams.min(Semaphore::MAX_PERMITS))),
             decoders: Semaphore::new(DECODERS),
             body_memory: Arc::new(Semaphore::new(body_memory_kib as usize)),

@@ -52,9 +52,10 @@ fn access(method: &Method, route: Option<&str>, loopback: bool) -> Access {
         Some("/" | "/assets/{file}" | "/health" | "/ready" | "/openapi.json") => Access::Open,
         Some(docs) if docs == "/docs" || docs.starts_with("/docs/") => Access::Open,
         Some("/metrics") if loopback => Access::Open,
-        Some("/v1/tasks/ws") => Access::Handler,
+        Some("/v1/tasks/ws" | "/ws" | "/api/ws") => Access::Handler,
         Some("/v1/images/{id}") if matches!(*method, Method::GET | Method::HEAD) => Access::Handler,
-        Some("/v1/models/{id}/load" | "/v1/models/{id}/unload") => Access::Admin,
+        Some("/v1/models/{id}/load" | "/v1/models/{id}/unload" | "/free" | "/api/free") => Access::Admin,
+        Some(internal) if internal.starts_with("/internal/") => Access::Admin,
         Some(_) => Access::Key,
     }
 }
@@ -246,7 +247,12 @@ mod tests {
         }
         assert_eq!(access(&Method::GET, Some("/metrics"), true), Access::Open);
         assert_eq!(access(&Method::DELETE, Some("/v1/images/{id}"), true), Access::Key);
-        assert_eq!(access(&Method::POST, Some("/v1/models/{id}/load"), true), Access::Admin);
+        for admin in ["/v1/models/{id}/load", "/free", "/api/free", "/internal/logs"] {
+            assert_eq!(access(&Method::POST, Some(admin), true), Access::Admin, "{admin}");
+        }
+        for socket in ["/ws", "/api/ws"] {
+            assert_eq!(of(socket), Access::Handler, "{socket}");
+        }
     }
 
     #[test]

@@ -18,27 +18,29 @@ use utoipa_swagger_ui::{Config as SwaggerConfig, SwaggerUi};
 
 use super::app::{App, SetupError};
 use super::error::{ErrorBody, ErrorDetail};
-use super::{openai, page_files, probes, simple, v1};
+use super::{comfy, openai, page_files, probes, simple, v1};
 
 #[derive(utoipa::OpenApi)]
 #[openapi(
     info(
         title = "Darkroom",
         description = "A native diffusion server. Errors of every route have the shape of `ErrorBody`, but those of \
-                       OpenAI's route, which have OpenAI's."
+                       OpenAI's route, which have OpenAI's, and of ComfyUI's, which have ComfyUI's. ComfyUI's routes \
+                       are there under `/api` as well, but for `/internal`."
     ),
-    components(schemas(ErrorBody, ErrorDetail))
+    components(schemas(ErrorBody, ErrorDetail, comfy::ComfyErrorBody))
 )]
 struct Frame;
 
 /// Every route with its description. A route that is not in here is not served.
-pub(super) fn routes() -> OpenApiRouter<App> {
-    OpenApiRouter::with_openapi(Frame::openapi())
+pub(super) fn routes(comfyui: bool) -> OpenApiRouter<App> {
+    let ours = OpenApiRouter::with_openapi(Frame::openapi())
         .merge(v1::routes())
         .merge(openai::routes())
         .merge(simple::routes())
         .merge(probes::routes())
-        .merge(page_files::routes())
+        .merge(page_files::routes());
+    if comfyui { ours.merge(comfy::routes()) } else { ours }
 }
 
 /// Adds what holds for all routes: keys, and the body of errors.
@@ -56,22 +58,27 @@ pub(super) fn complete(mut document: OpenApi) -> OpenApi {
         SecurityRequirement::new("api_key", scopes),
         SecurityRequirement::default(),
     ]);
-    let error = ResponseBuilder::new()
-        .description("Why not")
-        .content(
-            "application/json",
-            Content::new(Some(RefOr::<utoipa::openapi::Schema>::Ref(Ref::from_schema_name(
-                ErrorBody::name(),
-            )))),
-        )
-        .build();
+    let error = |schema: &str| {
+        let schema = RefOr::<utoipa::openapi::Schema>::Ref(Ref::from_schema_name(schema));
+        ResponseBuilder::new()
+            .description("Why not")
+            .content("application/json", Content::new(Some(schema)))
+            .build()
+    };
     for (path, item) in &mut document.paths.paths {
-        let operations = [("get", &mut item.get), ("post", &mut item.post), ("delete", &mut item.delete)];
+        let operations = [
+            ("get", &mut item.get),
+            ("post", &mut item.post),
+            ("patch", &mut item.patch),
+            ("delete", &mut item.delete),
+        ];
         for (method, operation) in operations {
             let Some(operation) = operation else { continue };
             operation.operation_id = Some(operation_name(method, path));
             let responses = &mut operation.responses.responses;
-            responses.entry("default".to_owned()).or_insert_with(|| RefOr::T(error.clone()));
+            let comfyui = operation.tags.iter().flatten().any(|tag| tag == comfy::TAG);
+            let body = if comfyui { comfy::ComfyErrorBody::name() } else { ErrorBody::name() };
+            responses.entry("default".to_owned()).or_insert_with(|| RefOr::T(error(&body)));
         }
     }
     document
@@ -109,7 +116,7 @@ mod tests {
     use super::*;
 
     fn document() -> Value {
-        let (_, document) = routes().split_for_parts();
+        let (_, document) = routes(true).split_for_parts();
         serde_json::to_value(complete(document)).unwrap()
     }
 
@@ -131,9 +138,28 @@ mod tests {
             "get /api/v1/images/models",
             "get /api/v1/models",
             "get /assets/{file}",
+            "get /embeddings",
+            "get /experiment/models",
+            "get /experiment/models/preview/{folder}/{path_index}/{filename}",
+            "get /experiment/models/{folder}",
+            "get /extensions",
+            "get /features",
             "get /health",
+            "get /history",
+            "get /history/{prompt_id}",
+            "get /i18n",
+            "get /internal/folder_paths",
+            "get /internal/logs",
+            "get /internal/logs/raw",
             "get /metrics",
+            "get /models",
+            "get /models/{folder}",
+            "get /object_info",
+            "get /object_info/{node_class}",
+            "get /prompt",
+            "get /queue",
             "get /ready",
+            "get /system_stats",
             "get /v1/controlnets",
             "get /v1/expressions",
             "get /v1/images/{id}",
@@ -149,7 +175,16 @@ mod tests {
             "get /v1/tasks/{id}/events",
             "get /v1/templates",
             "get /v1/templates/{set}/{file}",
+            "get /view_metadata/{folder}",
+            "get /workflow_templates",
+            "get /ws",
+            "patch /internal/logs/subscribe",
             "post /api/v1/images/generate",
+            "post /free",
+            "post /history",
+            "post /interrupt",
+            "post /prompt",
+            "post /queue",
             "post /v1/character-packs/expressions",
             "post /v1/character-packs/full-body",
             "post /v1/character-packs/outfit-change",

@@ -62,7 +62,10 @@ fn require_json(headers: &HeaderMap) -> Result<(), ApiError> {
         .hint("send JSON with the header 'Content-Type: application/json'"))
 }
 
-async fn read_body(request: Request, app: &App) -> Result<(Bytes, Option<OwnedSemaphorePermit>), ApiError> {
+pub(super) async fn read_body(
+    request: Request,
+    app: &App,
+) -> Result<(Bytes, Option<OwnedSemaphorePermit>), ApiError> {
     let limit = app.config.limits.body_bytes;
     let too_large = || {
         ApiError::too_large(format!("the body has more than {limit} bytes"))

@@ -2,13 +2,15 @@
 //! sends back what the service says. Thin: no tensors and no SQL. Sits above `service`; the socket side (TLS, limits
 //! of connections) is in `listen`.
 //!
-//! Layers, from the outside: what is counted; request id, log line and panics; headers for browsers; OpenAI's wording of errors; CORS;
+//! Layers, from the outside: what is counted; request id, log line and panics; headers for browsers; OpenAI's and ComfyUI's
+//! wording of errors; CORS;
 //! who asks and how often; the handlers.
 
 mod addresses;
 mod app;
 mod auth;
 mod bank;
+mod comfy;
 mod description;
 mod error;
 mod extract;
@@ -41,10 +43,11 @@ use crate::config::{Config, ServerConfig};
 use crate::service::{Service, TaskView};
 
 pub use app::SetupError;
+pub use comfy::ComfyParts;
 pub use words::WordsError;
 
 /// All routes of a server. `shutdown` ends event streams and WebSockets: cancel it when running tasks have been
-/// given their time to finish.
+/// given their time to finish. Without `comfy`, ComfyUI's routes are not there.
 ///
 /// # Errors
 /// An origin in the configuration that is none; word lists that cannot be read.
@@ -52,18 +55,21 @@ pub fn router(
     service: Service,
     config: Arc<Config>,
     shutdown: CancellationToken,
+    comfy: Option<ComfyParts>,
 ) -> Result<Router, SetupError> {
     let cors = observe::cors(&config.server.cors_origins)?;
-    let app = app::App::new(service, config, shutdown)?;
-    let (routes, document) = description::routes().split_for_parts();
+    let app = app::App::new(service, config, shutdown, comfy)?;
+    let (routes, document) = description::routes(app.comfy.is_some()).split_for_parts();
     let pages = description::pages(&description::complete(document))?;
     Ok(routes
         .merge(pages)
         .fallback(unknown_route)
         .method_not_allowed_fallback(wrong_method)
+        .layer(from_fn_with_state(app.clone(), comfy::same_origin))
         .layer(from_fn_with_state(app.clone(), auth::authenticate))
         .layer(cors)
         .layer(from_fn(openai::reword))
+        .layer(from_fn_with_state(app.clone(), comfy::reword))
         .layer(from_fn(observe::harden))
         .layer(from_fn(observe::observe))
         .layer(from_fn_with_state(app.clone(), observe::count))

@@ -231,6 +231,19 @@ impl Service {
         }
     }
 
+    /// Refuses what would write while the disk has too little left for what was accepted already.
+    ///
+    /// # Errors
+    /// `StorageUnavailable`.
+    pub fn check_room(&self) -> Result<(), ServiceError> {
+        self.0.storage.check_room(&self.0.config.storage)
+    }
+
+    /// From now on no task is accepted; [`Self::drain`] does the rest.
+    pub fn stop_accepting(&self) {
+        self.0.draining.store(true, Ordering::Relaxed);
+    }
+
     /// Cancelled when the server stops.
     pub fn stopping(&self) -> &CancellationToken {
         &self.0.stop

@@ -27,6 +27,7 @@ pub(super) use events::data_url;
 pub(super) use image_request::{FormatName, ImagesRequest};
 pub(super) use images::Drawing;
 pub(super) use models::models as model_list;
+pub(super) use socket::origin_may_listen;
 
 /// Its routes.
 pub(super) fn routes() -> OpenApiRouter<App> {

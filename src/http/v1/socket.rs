@@ -131,7 +131,7 @@ pub(super) async fn open(
 
 /// CORS does not cover WebSockets, so without keys any page that a browser shows could listen. The page itself,
 /// programs (which send no Origin) and listed origins may.
-fn origin_may_listen(server: &ServerConfig, headers: &HeaderMap) -> bool {
+pub(in crate::http) fn origin_may_listen(server: &ServerConfig, headers: &HeaderMap) -> bool {
     let Some(origin) = headers.get(header::ORIGIN) else { return true };
     let Ok(origin) = origin.to_str() else { return false };
     let same_host = headers

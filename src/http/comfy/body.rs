@@ -1,0 +1,78 @@
+//! Bodies of requests as ComfyUI reads them: JSON whatever the request says that it is, keys in order, values as
+//! Python would take them.
+
+use axum::extract::{FromRequest, Request};
+use bytes::Bytes;
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::http::app::App;
+use crate::http::error::ApiError;
+use crate::http::extract::read_body;
+use crate::workflow::ordered::{Members, Ordered};
+use crate::workflow::python;
+
+/// A body as it came.
+pub(super) struct Raw {
+    pub(super) bytes: Bytes,
+    /// The memory that a large body was granted; until the request is answered.
+    _share: Option<OwnedSemaphorePermit>,
+}
+
+impl FromRequest<App> for Raw {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
+        let (bytes, share) = read_body(request, app).await?;
+        Ok(Self { bytes, _share: share })
+    }
+}
+
+/// A JSON object.
+pub(super) struct Object {
+    members: Members,
+    /// Bytes that it was read from.
+    pub(super) bytes: usize,
+    _share: Option<OwnedSemaphorePermit>,
+}
+
+impl FromRequest<App> for Object {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
+        let Raw { bytes, _share } = Raw::from_request(request, app).await?;
+        let members = object(&bytes)?;
+        Ok(Self { members, bytes: bytes.len(), _share })
+    }
+}
+
+/// Reads a JSON object.
+pub(super) fn object(bytes: &[u8]) -> Result<Members, ApiError> {
+    match serde_json::from_slice(bytes) {
+        Ok(Ordered::Object(members)) => Ok(members),
+        Ok(_) => Err(ApiError::malformed("the body is JSON, but no object")),
+        Err(error) => Err(ApiError::malformed(format!("the body is not valid JSON: {error}"))),
+    }
+}
+
+impl Object {
+    /// Takes a member out.
+    pub(super) fn take(&mut self, name: &str) -> Option<Ordered> {
+        self.members.shift_remove(name)
+    }
+
+    /// Whether a member is there and neither empty, zero nor nothing.
+    pub(super) fn is_true(&self, name: &str) -> bool {
+        self.members.get(name).is_some_and(python::truth)
+    }
+
+    /// A list of ids; what is no text names nothing.
+    pub(super) fn take_ids(&mut self, name: &str) -> Result<Vec<String>, ApiError> {
+        match self.take(name) {
+            None => Ok(Vec::new()),
+            Some(Ordered::Array(items)) => {
+                Ok(items.iter().filter_map(Ordered::as_str).map(str::to_owned).collect())
+            }
+            Some(_) => Err(ApiError::malformed(format!("{name} is no list")).field(name)),
+        }
+    }
+}
