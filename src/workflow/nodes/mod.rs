@@ -13,6 +13,7 @@ mod grid;
 mod image_batch;
 mod image_compose;
 mod image_filter;
+mod image_quantize;
 mod image_scale;
 mod image_transform;
 mod inpaint;
@@ -26,6 +27,8 @@ mod lora;
 mod mask;
 mod mask_convert;
 mod model_patches;
+mod palette;
+mod preview;
 mod primitive;
 mod pysssss;
 mod rgthree;
@@ -33,48 +36,56 @@ mod sampling;
 mod save_image;
 mod save_latent;
 mod sigmas;
+mod strings;
 mod substitute;
 mod text;
+mod text_pattern;
 mod upscale;
 mod vae;
 mod was;
 
 #[cfg(test)]
 mod golden;
+#[cfg(test)]
+mod tests;
 
 use super::registry::Registry;
 
 /// Adds every node.
 pub(super) fn register(registry: &mut Registry) {
     animated::register(registry);
+    conditioning::register(registry);
+    control_net::register(registry);
+    custom_sampling::register(registry);
+    essentials::register(registry);
     image_batch::register(registry);
     image_compose::register(registry);
     image_filter::register(registry);
+    image_quantize::register(registry);
     image_scale::register(registry);
     image_transform::register(registry);
+    inpaint::register(registry);
+    ksampler::register(registry);
     latent_batch::register(registry);
     latent_compose::register(registry);
     latent_transform::register(registry);
     load_image::register(registry);
-    mask::register(registry);
-    mask_convert::register(registry);
-    primitive::register(registry);
-    conditioning::register(registry);
-    control_net::register(registry);
-    custom_sampling::register(registry);
-    inpaint::register(registry);
-    ksampler::register(registry);
     loaders::register(registry);
     lora::register(registry);
+    mask::register(registry);
+    mask_convert::register(registry);
     model_patches::register(registry);
+    preview::register(registry);
+    primitive::register(registry);
+    pysssss::register(registry);
+    rgthree::register(registry);
     save_image::register(registry);
     save_latent::register(registry);
     sigmas::register(registry);
+    strings::register(registry);
     text::register(registry);
+    text_pattern::register(registry);
     upscale::register(registry);
     vae::register(registry);
-    essentials::register(registry);
-    pysssss::register(registry);
-    rgthree::register(registry);
     was::register(registry);
 }
