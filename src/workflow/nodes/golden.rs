@@ -464,7 +464,8 @@ fn two_halves_of_a_run_are_the_whole() {
     let error = relative_error(&halves.samples, &all.samples);
     // The latent goes to the VAE's units and back between them.
     assert!(error < 1e-5, "{error}");
-    assert!(relative_error(&run.latent("first").samples, &all.samples) > 0.1);
+    // What is left between them is noise at the third sigma.
+    assert!(relative_error(&run.latent("first").samples, &all.samples) > 0.01);
 }
 
 #[test]
