@@ -25,6 +25,9 @@ pub struct LatentRequest {
     pub noise: Option<LatentNoise>,
     /// Where to repaint; resized to the latent.
     pub noise_mask: Option<Arc<Mask>>,
+    /// Repaints what the mask has most of first, and the rest from step to step (`DifferentialDiffusion`), so strongly,
+    /// 0 to 1; `None`: the mask counts alike at every step.
+    pub differential: Option<f64>,
     /// How to walk through the sigmas.
     pub sampler: SamplerKind,
     /// Seed of the noise that stochastic samplers add.
@@ -32,6 +35,8 @@ pub struct LatentRequest {
     /// Noise levels from first to last. Where the last is not 0, the result keeps its noise. One alone adds noise and
     /// ends; none at all gives the latent back.
     pub sigmas: Vec<f32>,
+    /// The noise levels that Brownian step noise is drawn over, where they are more than the run's own.
+    pub noise_sigmas: Option<Vec<f32>>,
     /// What to draw.
     pub positive: Vec<Condition>,
     /// What to stay away from; `None`: no guidance (`BasicGuider`), whatever `cfg` says.

@@ -347,10 +347,12 @@ impl Pipeline {
             latent,
             noise: Some(noise),
             mask: mask.as_ref(),
+            differential: None,
             sampler: request.sampler,
             step_seed: request.seed,
             position: request.position,
             sigmas: &sigmas,
+            noise_sigmas: None,
         };
         self.begin(run, guidance)
     }

@@ -10,6 +10,7 @@ use candle_core::Tensor;
 use crate::guidance::{Guidance, Guided};
 use crate::lora::LoraSet;
 use crate::sampler::{Advance, Denoised, Sampler};
+use crate::schedule::ModelSampling;
 use crate::{PipelineError, picture::Mask};
 
 /// What holds the unmasked part of a sample to its source (ComfyUI's `KSamplerX0Inpaint`).
@@ -21,23 +22,72 @@ pub(crate) struct Repaint {
     pub(crate) latent: Tensor,
     /// The noise that puts the source at a step's noise level.
     pub(crate) noise: Tensor,
+    /// Which of it counts when; `None`: all of it always.
+    pub(crate) order: Option<Differential>,
+}
+
+/// ComfyUI's `DifferentialDiffusion`: at each step only what the mask has at least so much of is drawn, and that bar
+/// falls from 1 at the run's first step to 0 at its end.
+#[derive(Debug, Clone)]
+pub(crate) struct Differential {
+    sampling: ModelSampling,
+    /// Time steps of the run's ends.
+    from: f32,
+    to: f32,
+    strength: f64,
+}
+
+impl Differential {
+    pub(crate) fn new(sampling: &ModelSampling, sigmas: &[f32], strength: f64) -> Self {
+        let end = |sigma: Option<&f32>| sigma.copied().unwrap_or_default();
+        let last = end(sigmas.last()).max(sampling.sigma_min());
+        Self {
+            sampling: sampling.clone(),
+            from: sampling.timestep(end(sigmas.first())),
+            to: sampling.timestep(last),
+            strength,
+        }
+    }
+
+    /// What of `mask` counts at noise level `sigma`.
+    fn at(&self, mask: &Tensor, sigma: f32) -> candle_core::Result<Tensor> {
+        let bar = (self.sampling.timestep(sigma) - self.to) / (self.from - self.to);
+        // Where the ends are one, nothing is at least the bar, which is no number.
+        let hard = match bar.is_nan() {
+            true => mask.zeros_like()?,
+            false => mask.ge(f64::from(bar))?.to_dtype(mask.dtype())?,
+        };
+        if self.strength > 0.0 && self.strength < 1.0 {
+            return (hard * self.strength)? + (mask * (1.0 - self.strength))?;
+        }
+        Ok(hard)
+    }
 }
 
 impl Repaint {
     pub(crate) fn new(mask: &Mask, latent: &Tensor, noise: Tensor) -> Result<Self, PipelineError> {
         let (_, height, width) = latent.dims3()?;
         let mask = mask.resized(width, height).to_tensor(latent.device())?;
-        Ok(Self { mask, latent: latent.clone(), noise })
+        Ok(Self { mask, latent: latent.clone(), noise, order: None })
     }
 
-    fn blend(&self, inside: &Tensor, outside: &Tensor) -> candle_core::Result<Tensor> {
-        inside.broadcast_mul(&self.mask)? + outside.broadcast_mul(&self.mask.affine(-1.0, 1.0)?)?
+    /// The same with an order in which the mask counts.
+    pub(crate) fn in_order(self, order: Option<Differential>) -> Self {
+        Self { order, ..self }
+    }
+
+    fn blend(&self, inside: &Tensor, outside: &Tensor, sigma: f32) -> candle_core::Result<Tensor> {
+        let mask = match &self.order {
+            Some(order) => order.at(&self.mask, sigma)?,
+            None => self.mask.clone(),
+        };
+        inside.broadcast_mul(&mask)? + outside.broadcast_mul(&mask.affine(-1.0, 1.0)?)?
     }
 
     /// What the network sees: the source at noise level `sigma` outside the mask.
     fn input(&self, latent: &Tensor, sigma: f32) -> candle_core::Result<Tensor> {
         let source = (&self.latent + (&self.noise * f64::from(sigma))?)?;
-        self.blend(latent, &source)
+        self.blend(latent, &source, sigma)
     }
 }
 
@@ -173,7 +223,7 @@ impl Sample {
         let Guided { guided, uncond } =
             self.guidance.combine(&evaluation.latent, evaluation.sigma, predictions)?;
         let guided = match &self.repaint {
-            Some(repaint) => repaint.blend(&guided, &repaint.latent)?,
+            Some(repaint) => repaint.blend(&guided, &repaint.latent, evaluation.sigma)?,
             None => guided,
         };
         self.denoised = Some(guided.clone());

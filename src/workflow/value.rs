@@ -74,12 +74,14 @@ pub struct Model {
     pub rescale_cfg: Option<f64>,
     /// `FreeU_V2`'s `[b1, b2, s1, s2]`.
     pub free_u: Option<[f64; 4]>,
+    /// `DifferentialDiffusion`'s strength.
+    pub differential: Option<f64>,
 }
 
 impl Model {
     /// A model as its file has it.
     pub fn new(origin: Origin) -> Self {
-        Self { origin, loras: Vec::new(), sampling: None, rescale_cfg: None, free_u: None }
+        Self { origin, loras: Vec::new(), sampling: None, rescale_cfg: None, free_u: None, differential: None }
     }
 }
 

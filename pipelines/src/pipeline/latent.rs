@@ -13,7 +13,7 @@ use crate::guidance::Guidance;
 use crate::latent_request::LatentRequest;
 use crate::noise::{BatchPosition, indexed_noise, initial_noise};
 use crate::picture::Mask;
-use crate::sample::{Repaint, Sample};
+use crate::sample::{Differential, Repaint, Sample};
 use crate::sampler::{self, SamplerKind};
 use crate::schedule::ModelSampling;
 
@@ -29,10 +29,12 @@ pub(super) struct Run<'a> {
     /// The noise that it starts with; `None`: none.
     pub(super) noise: Option<Tensor>,
     pub(super) mask: Option<&'a Mask>,
+    pub(super) differential: Option<f64>,
     pub(super) sampler: SamplerKind,
     pub(super) step_seed: u64,
     pub(super) position: BatchPosition,
     pub(super) sigmas: &'a [f32],
+    pub(super) noise_sigmas: Option<&'a [f32]>,
 }
 
 impl Pipeline {
@@ -91,17 +93,29 @@ impl Pipeline {
             latent,
             noise,
             mask: request.noise_mask.as_deref(),
+            differential: request.differential,
             sampler: request.sampler,
             step_seed: request.step_seed,
             position: request.position,
             sigmas: &request.sigmas,
+            noise_sigmas: request.noise_sigmas.as_deref(),
         };
         self.begin(run, guidance)
     }
 
     /// Puts a latent at its first noise level and asks the sampler for its first step. Without sigmas it is finished.
     pub(super) fn begin(&self, run: Run<'_>, guidance: Guidance) -> Result<Sample, PipelineError> {
-        let Run { latent, noise, mask, sampler: kind, step_seed, position, sigmas } = run;
+        let Run {
+            latent,
+            noise,
+            mask,
+            differential,
+            sampler: kind,
+            step_seed,
+            position,
+            sigmas,
+            noise_sigmas,
+        } = run;
         let Some(first_sigma) = sigmas.first().copied() else {
             return Ok(Sample::finished(latent, guidance));
         };
@@ -110,6 +124,7 @@ impl Pipeline {
             Some(noise) => noise,
             None => latent.zeros_like()?,
         };
+        let sampling = guidance.sampling.as_deref().unwrap_or(&self.sampling);
         let repaint = match mask {
             Some(mask) => {
                 // ComfyUI's ddim draws the noise that holds the source from the next seed.
@@ -119,14 +134,21 @@ impl Pipeline {
                     }
                     _ => noise.clone(),
                 };
-                Some(Repaint::new(mask, &latent, held)?)
+                let order = differential.map(|strength| Differential::new(sampling, sigmas, strength));
+                Some(Repaint::new(mask, &latent, held)?.in_order(order))
             }
             None => None,
         };
-        let sampling = guidance.sampling.as_deref().unwrap_or(&self.sampling);
         let pure_noise = sampling.is_max_denoise(first_sigma);
         let noisy = sampling.noise_latent(&latent, &noise, first_sigma, pure_noise)?;
-        let step_noise = sampler::noise_for(kind, step_seed, position, &shape, sigmas, &self.device)?;
+        let step_noise = sampler::noise_for(
+            kind,
+            step_seed,
+            position,
+            &shape,
+            noise_sigmas.unwrap_or(sigmas),
+            &self.device,
+        )?;
         let (sampler, first) = sampler::start(kind, noisy, sigmas, step_noise, sampling)?;
         Ok(Sample::new(sampler, first, guidance, repaint, sigmas.len() - 1))
     }

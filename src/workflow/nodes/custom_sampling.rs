@@ -128,6 +128,7 @@ fn custom(inputs: &Inputs, context: &Context<'_>) -> Result<Outputs, NodeError> 
             cfg: inputs.float("cfg")?,
             sampler: link_of(inputs)?,
             sigmas: &sigmas,
+            noise_sigmas: None,
             noise,
             step_seed: seed,
             latent: &latent,
@@ -153,6 +154,7 @@ fn custom_advanced(inputs: &Inputs, context: &Context<'_>) -> Result<Outputs, No
             cfg: guider.cfg,
             sampler: link_of(inputs)?,
             sigmas: &sigmas,
+            noise_sigmas: None,
             noise: *noise,
             // What samplers add at their steps comes from seed 0 where there is no noise.
             step_seed: if let Noise::Seed(seed) = noise { *seed } else { 0 },

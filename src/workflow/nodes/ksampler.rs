@@ -126,6 +126,7 @@ fn run(inputs: &Inputs, context: &Context<'_>, plan: &Plan) -> Result<Outputs, N
             cfg: inputs.float("cfg")?,
             sampler,
             sigmas: &sigmas,
+            noise_sigmas: None,
             noise: if plan.add_noise { Noise::Seed(plan.seed) } else { Noise::Disabled },
             step_seed: plan.seed,
             latent: &latent,

@@ -50,6 +50,20 @@ pub(super) fn register(registry: &mut Registry) {
             Ok(Outputs::one(Value::Model(model)))
         },
     );
+    registry.add(
+        Interface::new("DifferentialDiffusion", "_for_testing")
+            .display("Differential Diffusion")
+            .input(link("model", Kind::MODEL))
+            .optional(float("strength", 1.0, 0.0, 1.0).with("step", 0.01))
+            .output(Kind::MODEL)
+            .module("comfy_extras.nodes_differential_diffusion"),
+        |inputs, _| {
+            let mut model = inputs.model("model")?;
+            model.differential =
+                Some(if inputs.get("strength").is_some() { inputs.float("strength")? } else { 1.0 });
+            Ok(Outputs::one(Value::Model(model)))
+        },
+    );
     flow(registry);
 }
 

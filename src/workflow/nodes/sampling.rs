@@ -117,6 +117,8 @@ pub(super) struct Job<'a> {
     pub(super) sampler: SamplerKind,
     /// Noise levels; none: the latent stays as it is.
     pub(super) sigmas: &'a [f32],
+    /// The noise levels that Brownian step noise is drawn over, where they are more than those.
+    pub(super) noise_sigmas: Option<&'a [f32]>,
     /// What is added to the latent first.
     pub(super) noise: Noise,
     /// Seed of the noise that samplers add at their steps.
@@ -253,6 +255,8 @@ fn requests(
                 position: BatchPosition { index, size: batch },
                 noise,
                 noise_mask: noise_masks.as_ref().map(|masks| Arc::clone(&masks[index % masks.len()])),
+                differential: job.model.differential,
+                noise_sigmas: job.noise_sigmas.map(<[f32]>::to_vec),
                 sampler: job.sampler,
                 step_seed: job.step_seed,
                 sigmas: job.sigmas.to_vec(),
