@@ -10,8 +10,9 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::catalog::{Catalog, CatalogError};
+use crate::comfy::upstream::{LinkError, WithUpstream};
 use crate::comfy::workflows::WorkflowRunner;
-use crate::comfy::{Comfy, KeepError};
+use crate::comfy::{Comfy, KeepError, Runner};
 use crate::config::Config;
 use crate::http;
 use crate::metrics::{ByDelivery, Metrics};
@@ -61,6 +62,9 @@ pub enum ServerError {
         /// Where it would listen.
         host: std::net::IpAddr,
     },
+    /// The ComfyUI behind this server.
+    #[error(transparent)]
+    Upstream(#[from] LinkError),
     /// The routes.
     #[error(transparent)]
     Routes(#[from] http::SetupError),
@@ -219,10 +223,18 @@ async fn start_comfy(
     folders.clear_temp();
     let (engine, catalog) = (Arc::clone(service.engine()), Arc::clone(service.catalog()));
     let workflows = Arc::new(Workflows::new(engine, catalog, folders, config.comfy.cache_bytes));
-    let runner = WorkflowRunner::new(Arc::clone(&workflows), config.engine.pin.clone());
+    let mut runner: Arc<dyn Runner> =
+        Arc::new(WorkflowRunner::new(Arc::clone(&workflows), config.engine.pin.clone()));
+    let mut upstream = None;
+    if let Some(url) = &config.comfy.upstream {
+        let folders = Arc::new(workflows.folders.clone());
+        let with = Arc::new(WithUpstream::new(runner, url, folders, Arc::clone(metrics))?);
+        upstream = Some(Arc::clone(&with));
+        runner = with;
+    }
     let (data_dir, settings) = (&config.storage.data_dir, config.comfy.clone());
-    let server = Comfy::start(settings, data_dir, Arc::new(runner), Arc::clone(metrics)).await?;
-    Ok(http::ComfyParts { server, workflows })
+    let server = Comfy::start(settings, data_dir, runner, Arc::clone(metrics)).await?;
+    Ok(http::ComfyParts { server, workflows, upstream })
 }
 
 /// Webhooks that the task store owes.

@@ -81,7 +81,14 @@ pub struct Model {
 impl Model {
     /// A model as its file has it.
     pub fn new(origin: Origin) -> Self {
-        Self { origin, loras: Vec::new(), sampling: None, rescale_cfg: None, free_u: None, differential: None }
+        Self {
+            origin,
+            loras: Vec::new(),
+            sampling: None,
+            rescale_cfg: None,
+            free_u: None,
+            differential: None,
+        }
     }
 }
 

@@ -126,7 +126,8 @@ impl<'a> Lists<'a> {
         if let Choices::Fixed(names) = choices {
             return names.clone();
         }
-        let known = self.known.borrow().iter().find(|(list, _)| list == choices).map(|(_, names)| names.clone());
+        let known =
+            self.known.borrow().iter().find(|(list, _)| list == choices).map(|(_, names)| names.clone());
         known.unwrap_or_else(|| {
             let names = self.workflows.choices(choices);
             self.known.borrow_mut().push((choices.clone(), names.clone()));

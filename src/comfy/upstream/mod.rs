@@ -19,7 +19,8 @@ use super::lock;
 use super::runner::{Passed, Rejected, Runner, Running, Work};
 use crate::metrics::{ByNode, Metrics};
 use crate::workflow::{Folders, Ordered};
-use link::{Link, LinkError, Socket};
+pub use link::LinkError;
+use link::{Link, Socket};
 
 /// How long the other server's list of nodes is believed.
 const NODES_FRESH: Duration = Duration::from_secs(60);
@@ -123,8 +124,8 @@ impl WithUpstream {
 }
 
 impl Runner for WithUpstream {
-    fn check(&self, prompt: &Ordered, targets: Option<&[String]>) -> Result<Passed, Rejected> {
-        let refused = match self.own.check(prompt, targets) {
+    fn check(&self, prompt: Ordered, targets: Option<&[String]>) -> Result<Passed, Rejected> {
+        let refused = match self.own.check(prompt.clone(), targets) {
             Err(refused) => refused,
             passed => return passed,
         };
@@ -134,7 +135,7 @@ impl Runner for WithUpstream {
         }
         self.count(&missing);
         tracing::info!(nodes = missing.join(", "), "a prompt goes to the ComfyUI behind this server");
-        self.runtime.block_on(self.hand_over(prompt, targets))
+        self.runtime.block_on(self.hand_over(&prompt, targets))
     }
 
     fn free(&self, models: bool, cache: bool) {

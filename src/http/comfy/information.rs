@@ -55,9 +55,7 @@ pub(super) async fn looked<T: Send + 'static>(
     responses((status = 200, body = Object, description = "What each node takes and gives, by class"))
 )]
 pub(super) async fn nodes(State(app): State<App>) -> Result<Response, ApiError> {
-    let info = looked(app.comfy()?, |comfy| {
-        serde_json::to_vec(&comfy.workflows.object_info(None)).unwrap_or_default()
-    });
+    let info = looked(app.comfy()?, |comfy| serde_json::to_vec(&described(comfy, None)).unwrap_or_default());
     Ok(json_text(StatusCode::OK, info.await?))
 }
 
@@ -70,8 +68,20 @@ pub(super) async fn nodes(State(app): State<App>) -> Result<Response, ApiError> 
     responses((status = 200, body = Object, description = "As `/object_info`, with one node or none"))
 )]
 pub(super) async fn node(State(app): State<App>, Name(class): Name) -> Result<Response, ApiError> {
-    let info = looked(app.comfy()?, move |comfy| comfy.workflows.object_info(Some(&class)));
+    let info = looked(app.comfy()?, move |comfy| described(comfy, Some(&class)));
     Ok(json_answer(&info.await?))
+}
+
+/// Darkroom's own nodes, and those that only the ComfyUI behind it has. Blocks.
+fn described(comfy: &ComfyParts, class: Option<&str>) -> Value {
+    let mut info = comfy.workflows.object_info(class);
+    let theirs = comfy.upstream.as_ref().and_then(|upstream| upstream.nodes());
+    if let (Some(own), Some(theirs)) = (info.as_object_mut(), theirs.as_deref().and_then(Value::as_object)) {
+        for (name, node) in theirs.iter().filter(|(name, _)| class.is_none_or(|class| class == *name)) {
+            own.entry(name.clone()).or_insert_with(|| node.clone());
+        }
+    }
+    info
 }
 
 /// Tells what the machine and the server are like.

@@ -28,6 +28,7 @@ use utoipa_axum::routes;
 use super::app::App;
 use super::auth::Client;
 use super::error::ApiError;
+use crate::comfy::upstream::WithUpstream;
 use crate::comfy::{Comfy, Rejected};
 use crate::config::ServerConfig;
 use crate::task::Owner;
@@ -69,6 +70,8 @@ pub struct ComfyParts {
     pub server: Comfy,
     /// What prompts are made of.
     pub workflows: Arc<Workflows>,
+    /// The ComfyUI that gets what Darkroom lacks nodes for.
+    pub upstream: Option<Arc<WithUpstream>>,
 }
 
 /// Its routes. Those under `/api` are the same and are not described again.

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use fancy_regex::{Captures, Regex, RegexBuilder};
 
-use super::text::{check_length, give, lines, node};
+use super::strings::{check_length, give, lines, node};
 use crate::workflow::Context;
 use crate::workflow::context::{Inputs, NodeError, Outputs};
 use crate::workflow::interface::{boolean, int, tagged_combo};
