@@ -33,7 +33,7 @@ labels!(/** By device. */ ByDevice { device: String });
 labels!(/** HTTP requests. */ ByRequest { method: String, route: String, status: u16 });
 labels!(/** By route. */ ByRoute { route: String });
 labels!(/** By reason: queue_full, rate_limit, … */ ByReason { reason: &'static str });
-labels!(/** ComfyUI's prompts: succeeded, failed, interrupted, deleted. */ ByEnd { outcome: &'static str });
+labels!(/** ComfyUI's prompts: succeeded, failed, interrupted, deleted, refused. */ ByEnd { outcome: &'static str });
 labels!(/** By class of a node. */ ByNode { class: String });
 labels!(/** Deliveries: delivered, failed, given_up. */ ByDelivery { outcome: &'static str });
 

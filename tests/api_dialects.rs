@@ -211,6 +211,10 @@ async fn every_metric_of_the_dashboard_is_in_a_real_scrape_with_its_labels() {
                       "webhook_url": "http://127.0.0.1:9/"});
     let id = server.submit("/v1/character-packs/expressions", &pack).await;
     server.completed(&id).await;
+    let workflow = json!({"prompt": {
+        "1": {"class_type": "EmptyImage", "inputs": {"width": 8, "height": 8, "batch_size": 1, "color": 0}},
+        "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}}});
+    assert_eq!(server.post("/prompt", &workflow).await.status(), 200);
     let again = server.submit("/v1/character-packs/expressions", &pack).await;
     server.completed(&again).await;
     let busy = server.submit("/v1/images", &long(1)).await;

@@ -405,8 +405,11 @@ impl Inner {
             let _turn = self.checks.acquire().await.map_err(|_| Refused::Draining)?;
             let inner = Arc::clone(&self);
             let check = move || inner.check(prompt, targets.as_deref());
-            tokio::task::spawn_blocking(check).await.unwrap_or(Err(Refused::Defect))?
+            tokio::task::spawn_blocking(check).await.unwrap_or(Err(Refused::Defect))
         };
+        let passed = passed.inspect_err(|_| {
+            self.metrics.comfy_prompts.get_or_create(&ByEnd { outcome: "refused" }).inc();
+        })?;
         let extra_data = Ordered::Object(extra_data);
         let item = item(&numbered.shown, &id, &passed.prompt, &extra_data, &passed.outputs);
         let row = self.next.fetch_add(1, Ordering::SeqCst);

@@ -4,7 +4,7 @@
 pub(crate) type Metric = (&'static str, bool, &'static [&'static str]);
 
 /// Everything at `/metrics`.
-pub(crate) const METRICS: [Metric; 17] = [
+pub(crate) const METRICS: [Metric; 22] = [
     ("darkroom_queue_tasks", false, &["priority"]),
     ("darkroom_queue_wait_seconds", true, &["priority"]),
     ("darkroom_step_batch_size", true, &[]),
@@ -22,4 +22,9 @@ pub(crate) const METRICS: [Metric; 17] = [
     ("darkroom_refusals_total", false, &["reason"]),
     ("darkroom_webhook_deliveries_total", false, &["outcome"]),
     ("darkroom_streams", false, &[]),
+    ("darkroom_comfy_prompts_total", false, &["outcome"]),
+    ("darkroom_comfy_waiting", false, &[]),
+    ("darkroom_comfy_running", false, &[]),
+    ("darkroom_comfy_sockets", false, &[]),
+    ("darkroom_comfy_cache_bytes", false, &[]),
 ];
