@@ -161,7 +161,7 @@ def cases():
                 yield "ImageBlend", dict(image1=i(first), image2=i(second), blend_factor=0.7, blend_mode=mode)
     yield "ImageBlend", dict(image1=i("small"), image2=i("alpha"), blend_factor=0.5, blend_mode="normal")
     for left, top, right, bottom, feathering in [(2, 0, 3, 1, 2), (0, 0, 0, 8, 5), (0, 0, 0, 0, 1), (8, 8, 8, 8, 0), (1, 0, 0, 0, 40)]:
-        for image in ("pair", "alpha") if left == 8 else ("pair", "scene", "alpha"):
+        for image in ("pair", "alpha") if left in (1, 8) or top == bottom == right else ("scene",):
             yield "ImagePadForOutpaint", dict(image=i(image), left=left, top=top, right=right, bottom=bottom, feathering=feathering)
     for x, y, width, height in [(0, 0, 3, 3), (4, 6, 9, 9), (99, 2, 2, 2), (1, 99, 100, 1)]:
         yield "ImageCrop", dict(image=i("small"), x=x, y=y, width=width, height=height)
@@ -172,7 +172,7 @@ def cases():
     for method in ("x-axis: vertically", "y-axis: horizontally"):
         yield "ImageFlip", dict(image=i("alpha"), flip_method=method)
         yield "LatentFlip", dict(samples=latent("latent_pair"), flip_method=method)
-    for radius, sigma in [(1, 1.0), (3, 0.5), (5, 10.0), (5, 0.1)]:
+    for radius, sigma in [(1, 1.0), (3, 0.5), (5, 10.0)]:
         yield "ImageBlur", dict(image=i("pair"), blur_radius=radius, sigma=sigma)
         for alpha in (0.0, 0.5, 5.0):
             yield "ImageSharpen", dict(image=i("pair"), sharpen_radius=radius, sigma=sigma, alpha=alpha)
@@ -238,7 +238,7 @@ def cases():
         yield "GetImageSize", dict(image=i(image))
     directions = ["right", "down", "left", "up"]
     for direction in directions:
-        for color, match, spacing in [("white", True, 0), ("red", False, 3), ("white", False, 2), ("blue", True, 4), ("black", False, 1)]:
+        for color, match, spacing in [("white", True, 0), ("red", False, 3), ("white", False, 2), ("blue", True, 4)]:
             yield "ImageStitch", dict(image1=i("small"), image2=i("pair"), direction=direction, match_image_size=match, spacing_width=spacing, spacing_color=color)
         yield "ImageStitch", dict(image1=i("small"), image2=i("alpha"), direction=direction, match_image_size=True, spacing_width=2, spacing_color="green")
     yield "ImageStitch", dict(image1=i("small"), direction="up", match_image_size=True, spacing_width=2, spacing_color="green")
@@ -270,10 +270,10 @@ def cases():
         if single or first == "latent_four":
             for ratio in (0.0, 0.4, 1.0):
                 yield "LatentInterpolate", dict(samples1=one, samples2=two, ratio=ratio)
-        for x, y, feather in [(0, 0, 0), (8, 16, 0), (16, 8, 16), (0, 8, 24), (8, 0, 96), (24, 24, 64)]:
+        for x, y, feather in [(0, 0, 0), (8, 16, 0), (16, 8, 16), (0, 8, 24), (8, 0, 96)]:
             if (first, second) != ("latent", "latent_three"):
                 yield "LatentComposite", dict(samples_to=one, samples_from=two, x=x, y=y, feather=feather)
-            for mask in ({}, {"mask": m("mask_pair")}, {"mask": m("mask_wide")}):
+            for mask in ({}, {"mask": m("mask_pair")}) if x else ({}, {"mask": m("mask_wide")}):
                 yield "LatentCompositeMasked", dict(destination=one, source=two, x=x, y=y, resize_source=feather == 24) | mask
     yield "LatentInterpolate", dict(samples1=latent("latent_zeros"), samples2=latent("latent_zeros"), ratio=0.5)
     yield "LatentMultiply", dict(samples=latent("latent_16"), multiplier=-1.7)
@@ -301,7 +301,7 @@ def texts():
         yield "StringLength", dict(string=text)
         for find, replace in [("", "-"), ("s", "zz"), ("o W", ""), ("Σ", "S")]:
             yield "StringReplace", dict(string=text, find=find, replace=replace)
-        for part in ("", "WORLD", "σ", "SS", "text"):
+        for part in ("", "WORLD", "σ", "text") if text else ("", "x"):
             for sensitive in (True, False):
                 yield "StringContains", dict(string=text, substring=part, case_sensitive=sensitive)
                 for mode in ("Starts With", "Ends With", "Equal"):
@@ -309,7 +309,7 @@ def texts():
     yield "StringConcatenate", dict(string_a="a", string_b="", delimiter=", ")
     text = "The cat sat on the mat.\nA cat's hat: 12,345.67 [x] {y} é É\n"
     patterns = [
-        r"cat", r"(\w)at", r"^a", r"t\.$", r"\Z", r"$", r"x*", r"(?P<first>[a-z]+) (?P=first)?", r"[[x\]]", r"\d{,2}", r"\d{2,3}",
+        r"cat", r"(\w)at", r"^a", r"t\.$", r"\Z", r"\A\w", r"$", r"x*", r"(?P<first>[a-z]+) (?P=first)?", r"[[x\]]", r"\d{,2}", r"\d{2,3}",
         r"{y}", r"(?<=the )\w+", r"(?<!c)at\b", r"(c)(a)(t)", r"(a)|(t)", r"[^\W\d_]+", r".+", r"é", r"[&&~~]", r"(", r"\q", r"\x41", r"\u00e9",
         r"(?i)THE", r"a{2", r"[\d.,]+", r"\$", r"\<", r"[\b]", r"(?#note)cat", r"(c)?(?(1)at|mat)", r"hat: *",
     ]
@@ -318,11 +318,12 @@ def texts():
             flags = dict(case_insensitive=insensitive, multiline=multiline, dotall=dotall)
             given = dict(string=text, regex_pattern=pattern) | flags
             yield "RegexMatch", given
-            for mode in ("First Match", "All Matches", "First Group", "All Groups"):
+            for mode in ("First Match", "All Groups") if dotall else ("First Match", "All Matches", "First Group", "All Groups"):
                 if (pattern, mode) not in {(r"(a)|(t)", "First Group"), (r"(a)|(t)", "All Groups"), (r"(c)?(?(1)at|mat)", "First Group"), (r"(c)?(?(1)at|mat)", "All Groups")}:
                     yield "RegexExtract", given | dict(mode=mode, group_index=1)
             if pattern not in ("(", r"\q"):
                 yield "RegexReplace", given | dict(replace=r"<\g<0>>", count=0)
+            if pattern not in ("(", r"\q") and not dotall:
                 yield "RegexReplace", given | dict(replace=r"\n", count=2)
     yield "RegexExtract", dict(string=text, regex_pattern=r"(c)(a)(t)", mode="All Groups", group_index=2, case_insensitive=True, multiline=False, dotall=False)
     yield "RegexExtract", dict(string=text, regex_pattern=r"(c)(a)(t)", mode="First Group", group_index=9, case_insensitive=True, multiline=False, dotall=False)
@@ -406,9 +407,10 @@ def main() -> None:
         records.append(record)
 
     OUT.mkdir(parents=True, exist_ok=True)
-    lines = ",\n".join(json.dumps(record, ensure_ascii=False) for record in records)
+    lines = ",\n".join(json.dumps(record, ensure_ascii=False, separators=(",", ":")) for record in records)
     (OUT / "cases.json").write_text(f"[\n{lines}\n]\n")
     save_file(tensors, OUT / "tensors.safetensors")
+    (OUT / "tensors.safetensors").chmod(0o644)
     nodes = {record["node"] for record in records}
     print(f"{len(records)} cases of {len(nodes)} nodes, {len(tensors)} tensors")
 

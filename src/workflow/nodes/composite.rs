@@ -11,7 +11,7 @@ use crate::workflow::NodeError;
 /// source, where it is 0 the destination. Source and mask begin again where the batch has more; the mask is scaled to
 /// the source. Both have as many channels.
 pub(super) fn composite(
-    destination: Grid<'_>,
+    destination: &Grid<'_>,
     source: &Grid<'_>,
     (x, y): (usize, usize),
     mask: Option<&Grid<'_>>,
@@ -25,7 +25,7 @@ pub(super) fn composite(
     }
     let bilinear =
         |grid: &Grid<'_>, to: &Grid<'_>| grid.scaled(to.width, to.height, Filter::Bilinear, Crop::Disabled);
-    let resized = if resize_source { Some(bilinear(source, &destination)?) } else { None };
+    let resized = if resize_source { Some(bilinear(source, destination)?) } else { None };
     let source = resized.as_ref().unwrap_or(source);
     let mask = mask.map(|mask| bilinear(mask, source)).transpose()?;
     let (count, height, width, channels) =

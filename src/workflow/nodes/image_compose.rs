@@ -125,7 +125,7 @@ fn composite_masked(inputs: &Inputs, _: &Context<'_>) -> Result<Outputs, NodeErr
     let mask = if inputs.get("mask").is_some() { Some(inputs.mask("mask")?) } else { None };
     let mask = mask.as_ref().map(Grid::of_mask).transpose()?;
     let place = (inputs.size("x")?, inputs.size("y")?);
-    let out = composite(destination, &source, place, mask.as_ref(), inputs.boolean("resize_source")?)?;
+    let out = composite(&destination, &source, place, mask.as_ref(), inputs.boolean("resize_source")?)?;
     Ok(Outputs::one(Value::Image(out.into_image()?)))
 }
 

@@ -248,7 +248,7 @@ fn put_on(inputs: &Inputs, _: &Context<'_>) -> Result<Outputs, NodeError> {
     let width = source.width.min(destination.width.saturating_sub(x));
     let height = source.height.min(destination.height.saturating_sub(y));
     if feather == 0 || width == 0 || height == 0 {
-        return with_samples(&to, composite(destination, &source, (x, y), None, false)?);
+        return with_samples(&to, composite(&destination, &source, (x, y), None, false)?);
     }
     let columns = soft_ends(width, feather, x != 0, x + width < destination.width);
     let rows = soft_ends(height, feather, y != 0, y + height < destination.height);
@@ -257,7 +257,7 @@ fn put_on(inputs: &Inputs, _: &Context<'_>) -> Result<Outputs, NodeError> {
     });
     let mask = Grid::new(1, height, width, 1, shares.collect::<Vec<f32>>())?;
     let source = source.cut(0..width, 0..height)?;
-    with_samples(&to, composite(destination, &source, (x, y), Some(&mask), false)?)
+    with_samples(&to, composite(&destination, &source, (x, y), Some(&mask), false)?)
 }
 
 /// What each place along a side is multiplied by where its ends are soft, in ComfyUI's order. A feather longer than
@@ -284,7 +284,7 @@ fn composite_masked(inputs: &Inputs, _: &Context<'_>) -> Result<Outputs, NodeErr
     let place = (inputs.size("x")? / CELL, inputs.size("y")? / CELL);
     let (destination, source) = (Grid::of_latent(&to)?, Grid::of_latent(&from)?);
     let resize = inputs.boolean("resize_source")?;
-    with_samples(&to, composite(destination, &source, place, mask.as_ref(), resize)?)
+    with_samples(&to, composite(&destination, &source, place, mask.as_ref(), resize)?)
 }
 
 fn set_noise_mask(inputs: &Inputs, _: &Context<'_>) -> Result<Outputs, NodeError> {

@@ -88,36 +88,47 @@ fn pattern(inputs: &Inputs) -> Result<Option<Regex>, NodeError> {
     Ok(builder.build().ok())
 }
 
-fn too_long(error: fancy_regex::Error) -> NodeError {
+fn too_long(error: &fancy_regex::Error) -> NodeError {
     NodeError::input("regex_pattern", format!("was given up: {error}"))
 }
 
-/// What a pattern finds from left to right. As Python since 3.7, an empty match may follow on any other.
-fn found<'t>(regex: &Regex, text: &'t str, most: usize) -> Result<Vec<Captures<'t>>, NodeError> {
-    let mut all = Vec::new();
+/// Hands on what a pattern finds from left to right, at most so many. As Python since 3.7, an empty match may follow on
+/// any other.
+fn each_match(
+    regex: &Regex,
+    text: &str,
+    most: usize,
+    context: &Context<'_>,
+    mut take: impl FnMut(&Captures<'_>) -> Result<(), NodeError>,
+) -> Result<(), NodeError> {
     let mut from = 0;
-    while all.len() < most && from <= text.len() {
-        let Some(captures) = regex.captures_from_pos(text, from).map_err(too_long)? else { break };
+    for _ in 0..most {
+        context.check_interrupt()?;
+        let found = regex.captures_from_pos(text, from).map_err(|error| too_long(&error))?;
+        let Some(captures) = found else { break };
         let range = captures.get(0).map_or(from..from, |whole| whole.range());
-        all.push(captures);
+        take(&captures)?;
         from = range.end;
         if range.is_empty() {
             from += text[from..].chars().next().map_or(1, char::len_utf8);
         }
+        if from > text.len() {
+            break;
+        }
     }
-    Ok(all)
+    Ok(())
 }
 
 fn matches(inputs: &Inputs, _: &Context<'_>) -> Result<Outputs, NodeError> {
     let text = inputs.string("string")?;
     let found = match pattern(inputs)? {
-        Some(regex) => regex.is_match(&text).map_err(too_long)?,
+        Some(regex) => regex.is_match(&text).map_err(|error| too_long(&error))?,
         None => false,
     };
     Ok(Outputs::one(Value::Boolean(found)))
 }
 
-fn extract(inputs: &Inputs, _: &Context<'_>) -> Result<Outputs, NodeError> {
+fn extract(inputs: &Inputs, context: &Context<'_>) -> Result<Outputs, NodeError> {
     let text = inputs.string("string")?;
     let Some(regex) = pattern(inputs)? else { return give("") };
     let mode = inputs.string("mode")?;
@@ -136,14 +147,19 @@ fn extract(inputs: &Inputs, _: &Context<'_>) -> Result<Outputs, NodeError> {
             group
         }
     };
-    let all = found(&regex, &text, most)?;
-    let parts: Vec<&str> =
-        all.iter().map(|captures| captures.get(group).map_or("", |part| part.as_str())).collect();
-    check_length(parts.iter().map(|part| part.len() + 1).sum())?;
-    give(parts.join("\n"))
+    let mut out: Option<String> = None;
+    each_match(&regex, &text, most, context, |captures| {
+        let part = captures.get(group).map_or("", |part| part.as_str());
+        match &mut out {
+            Some(out) => out.extend(["\n", part]),
+            None => out = Some(part.to_owned()),
+        }
+        check_length(out.as_ref().map_or(0, String::len))
+    })?;
+    give(out.unwrap_or_default())
 }
 
-fn replace(inputs: &Inputs, _: &Context<'_>) -> Result<Outputs, NodeError> {
+fn replace(inputs: &Inputs, context: &Context<'_>) -> Result<Outputs, NodeError> {
     let text = inputs.string("string")?;
     let regex = pattern(inputs)?
         .ok_or_else(|| NodeError::input("regex_pattern", "is no pattern that Python would take"))?;
@@ -151,8 +167,8 @@ fn replace(inputs: &Inputs, _: &Context<'_>) -> Result<Outputs, NodeError> {
     let count = if inputs.get("count").is_some() { inputs.size("count")? } else { 0 };
     let mut out = String::new();
     let mut end = 0;
-    for captures in found(&regex, &text, if count == 0 { usize::MAX } else { count })? {
-        let Some(whole) = captures.get(0) else { continue };
+    each_match(&regex, &text, if count == 0 { usize::MAX } else { count }, context, |captures| {
+        let Some(whole) = captures.get(0) else { return Ok(()) };
         out.push_str(&text[end..whole.start()]);
         for part in &parts {
             match part {
@@ -160,9 +176,9 @@ fn replace(inputs: &Inputs, _: &Context<'_>) -> Result<Outputs, NodeError> {
                 Part::Group(group) => out.push_str(captures.get(*group).map_or("", |group| group.as_str())),
             }
         }
-        check_length(out.len())?;
         end = whole.end();
-    }
+        check_length(out.len())
+    })?;
     out.push_str(&text[end..]);
     give(out)
 }
@@ -281,7 +297,7 @@ fn translated(pattern: &str, multiline: bool) -> Option<String> {
             ('-', Some(_)) if rest.starts_with('-') => out.push_str("\\-"),
             (_, Some(_)) => out.push(c),
             // Also before a last line break.
-            ('$', None) if !multiline => out.push_str(r"(?=\n?\z)"),
+            ('$', None) if !multiline => out.push_str(r"(?=\n?(?![\s\S]))"),
             ('{', None) => match repetition(rest) {
                 Some((range, text)) => {
                     out.push_str(&text);
@@ -316,8 +332,10 @@ fn escape(rest: &str, in_set: bool, out: &mut String) -> Option<usize> {
             return Some(1 + length);
         }
         'b' if in_set => out.push_str("\\x08"),
-        'Z' if !in_set => out.push_str("\\z"),
-        'b' | 'B' | 'A' if !in_set => out.extend(['\\', c]),
+        // The engine's own take every line's end where lines count.
+        'Z' if !in_set => out.push_str(r"(?![\s\S])"),
+        'A' if !in_set => out.push_str(r"(?<![\s\S])"),
+        'b' | 'B' if !in_set => out.extend(['\\', c]),
         'd' | 'D' | 's' | 'S' | 'w' | 'W' | 'a' | 'f' | 'n' | 'r' | 't' | 'v' => out.extend(['\\', c]),
         '0' => {
             let digits = rest.bytes().take(3).take_while(|digit| (b'0'..b'8').contains(digit)).count();
