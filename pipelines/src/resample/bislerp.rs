@@ -105,7 +105,9 @@ mod tests {
     fn the_same_size_is_the_same_latent_and_zeros_stay_zeros() {
         let data: Vec<f32> = (0..5 * 3 * 4).map(|i| (i as f32).sin()).collect();
         let raster = Raster::new(&data, 5, 3, 4).unwrap();
-        assert_eq!(bislerp(raster, 5, 3, Crop::Center), data);
+        // Turning by nothing rounds.
+        let same = bislerp(raster, 5, 3, Crop::Center);
+        assert!(same.iter().zip(&data).all(|(found, expected)| (found - expected).abs() < 1e-6), "{same:?}");
         let zeros = [0.0; 2 * 2 * 4];
         assert!(
             bislerp(Raster::new(&zeros, 2, 2, 4).unwrap(), 5, 7, Crop::Disabled).iter().all(|v| *v == 0.0)
