@@ -59,6 +59,33 @@ pub fn read_first_frame(bytes: &[u8], limits: &ReadLimits, name: &str) -> Result
     still(&Opened::new(bytes, limits, name)?, bytes)
 }
 
+/// A file's first picture in 8 bits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rgba {
+    /// Pixels in a row.
+    pub width: usize,
+    /// Rows.
+    pub height: usize,
+    /// `[height, width, 4]`.
+    pub pixels: Vec<u8>,
+    /// Whether any pixel may be transparent.
+    pub has_alpha: bool,
+}
+
+/// Reads a file's first picture as 8-bit RGBA; `name` is what errors call it.
+///
+/// # Errors
+/// As [`super::read_picture_bytes`].
+pub fn read_rgba(bytes: &[u8], limits: &ReadLimits, name: &str) -> Result<Rgba, ReadError> {
+    let opened = Opened::new(bytes, limits, name)?;
+    let is_grey = opened.format == ImageFormat::Png && bytes.get(PNG_COLOR) == Some(&PNG_GREY);
+    let picture = eight_bits(opened.decode()?, is_grey);
+    let has_alpha = picture.color().has_alpha();
+    let pixels = picture.into_rgba8();
+    let (width, height) = (pixels.width() as usize, pixels.height() as usize);
+    Ok(Rgba { width, height, pixels: pixels.into_raw(), has_alpha })
+}
+
 fn still(opened: &Opened<'_>, bytes: &[u8]) -> Result<Frames, ReadError> {
     let png = |at| (opened.format == ImageFormat::Png).then(|| bytes.get(at).copied()).flatten();
     let color = png(PNG_COLOR);

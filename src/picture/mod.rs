@@ -14,7 +14,7 @@ mod webp_layout;
 
 pub use animated::{Animation, WebpEffort};
 pub use encode::{EncodeError, encode};
-pub use frames::{Frames, read_first_frame, read_frames};
+pub use frames::{Frames, Rgba, read_first_frame, read_frames, read_rgba};
 pub use png_file::{
     TextChunk, WriteError, encode_png, encode_png_fast, read_text_chunks, save_numbered, save_whole,
 };

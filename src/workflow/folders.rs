@@ -2,6 +2,7 @@
 //! prompts and requests; none becomes a path before it has been checked here, and none leads out of its folder through
 //! a link in it.
 
+mod keep;
 mod models;
 mod name;
 mod numbered;
@@ -15,6 +16,7 @@ use tempfile::{NamedTempFile, TempPath};
 
 use super::interface::Choices;
 
+pub use keep::Taken;
 pub use name::NameError;
 pub use numbered::{Numbered, SavedFile};
 
