@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::addresses::Addresses;
 use super::auth::RateLimits;
 use super::comfy::ComfyParts;
+use super::comfy::frontend::FrontendError;
 use super::error::ApiError;
 use super::extract::kib;
 use super::guides::Guides;
@@ -60,6 +61,9 @@ pub enum SetupError {
         /// What the configuration says.
         origin: String,
     },
+    /// The folder of ComfyUI's front end is none.
+    #[error(transparent)]
+    Frontend(#[from] FrontendError),
     /// The API's description cannot be written.
     #[error("the API's description cannot be written: {0}")]
     Description(#[from] serde_json::Error),
@@ -83,6 +87,8 @@ pub(super) struct Parts {
     good_templates: Mutex<HashSet<BlobId>>,
     pub(super) rate_limits: RateLimits,
     pub(super) started: Timestamp,
+    /// Held while settings or users of ComfyUI's front end are read, changed and written.
+    pub(super) user_changes: tokio::sync::Mutex<()>,
     /// ComfyUI's server, if it is served.
     pub(super) comfy: Option<ComfyParts>,
     streams: Arc<Semaphore>,
@@ -128,6 +134,7 @@ impl App {
             good_templates: Mutex::default(),
             rate_limits: RateLimits::new(config.auth.requests_per_minute),
             started: Timestamp::now(),
+            user_changes: tokio::sync::Mutex::new(()),
             comfy,
             streams: Arc::new(Semaphore::new(config.server.max_streams.min(Semaphore::MAX_PERMITS))),
             decoders: Semaphore::new(DECODERS),

@@ -49,7 +49,7 @@ fn access(method: &Method, route: Option<&str>, loopback: bool) -> Access {
     match route {
         // No route: the answer is 404 whoever asks.
         None => Access::Open,
-        Some("/" | "/assets/{file}" | "/health" | "/ready" | "/openapi.json") => Access::Open,
+        Some("/" | "/darkroom" | "/assets/{file}" | "/health" | "/ready" | "/openapi.json") => Access::Open,
         Some(docs) if docs == "/docs" || docs.starts_with("/docs/") => Access::Open,
         Some("/metrics") if loopback => Access::Open,
         Some("/v1/tasks/ws" | "/ws" | "/api/ws") => Access::Handler,

@@ -39,11 +39,14 @@ use axum::middleware::{from_fn, from_fn_with_state};
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
+use comfy::frontend::Frontend;
+
 use crate::config::{Config, ServerConfig};
 use crate::service::{Service, TaskView};
 
 pub use app::SetupError;
 pub use comfy::ComfyParts;
+pub use comfy::frontend::FrontendError;
 pub use words::WordsError;
 
 /// All routes of a server. `shutdown` ends event streams and WebSockets: cancel it when running tasks have been
@@ -61,12 +64,17 @@ pub fn router(
     let app = app::App::new(service, config, shutdown, comfy)?;
     let (routes, document) = description::routes(app.comfy.is_some()).split_for_parts();
     let pages = description::pages(&description::complete(document))?;
+    let frontend = match &app.config.comfy.frontend {
+        Some(folder) if app.comfy.is_some() => Some(Frontend::open(folder)?),
+        _ => None,
+    };
     Ok(routes
         .merge(pages)
         .fallback(unknown_route)
         .method_not_allowed_fallback(wrong_method)
         .layer(from_fn_with_state(app.clone(), comfy::same_origin))
         .layer(from_fn_with_state(app.clone(), auth::authenticate))
+        .layer(from_fn_with_state(frontend, comfy::frontend::serve))
         .layer(cors)
         .layer(from_fn(openai::reword))
         .layer(from_fn_with_state(app.clone(), comfy::reword))

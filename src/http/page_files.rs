@@ -1,4 +1,5 @@
-//! The page at `/` and its files, compiled in.
+//! The page and its files, compiled in. It is at `/`, unless ComfyUI's front end is, and always at `/darkroom`: its
+//! addresses are relative, and lead to the same places from both.
 
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -23,7 +24,7 @@ const JAVASCRIPT: &str = "text/javascript; charset=utf-8";
 
 /// Its routes.
 pub(super) fn routes() -> OpenApiRouter<App> {
-    OpenApiRouter::new().routes(routes!(index)).routes(routes!(asset))
+    OpenApiRouter::new().routes(routes!(index)).routes(routes!(index_again)).routes(routes!(asset))
 }
 
 /// Shows the page.
@@ -36,6 +37,18 @@ pub(super) fn routes() -> OpenApiRouter<App> {
 )]
 async fn index(headers: HeaderMap) -> Response {
     file(&headers, "text/html; charset=utf-8", INDEX)
+}
+
+/// Shows the page, also where ComfyUI's front end is at `/`.
+#[utoipa::path(
+    get,
+    path = "/darkroom",
+    tag = "page",
+    security(()),
+    responses((status = 200, content_type = "text/html", body = String, description = "The page"))
+)]
+async fn index_again(headers: HeaderMap) -> Response {
+    index(headers).await
 }
 
 /// Sends a file of the page.

@@ -4,13 +4,21 @@
 //! Where ComfyUI stumbles over a request (500) the answer is 400 here, in the shape of its other errors.
 
 mod body;
+mod files;
+pub(super) mod frontend;
 mod history;
 mod information;
 mod internal;
+mod internal_files;
 mod model_files;
 mod prompt;
 mod queue;
+mod settings;
 mod socket;
+mod upload;
+mod userdata;
+mod users;
+mod view;
 
 use std::sync::Arc;
 
@@ -103,6 +111,22 @@ fn both() -> OpenApiRouter<App> {
         .routes(routes!(model_files::files_in_full))
         .routes(routes!(model_files::preview))
         .routes(routes!(model_files::metadata))
+        .merge(file_routes())
+}
+
+/// What has to do with files.
+fn file_routes() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(upload::image))
+        .routes(routes!(upload::mask))
+        .routes(routes!(view::view))
+        .routes(routes!(userdata::list))
+        .routes(routes!(userdata::list_all))
+        .routes(routes!(userdata::fetch, userdata::store, userdata::remove))
+        .routes(routes!(userdata::rename))
+        .routes(routes!(users::list, users::add))
+        .routes(routes!(settings::all, settings::merge))
+        .routes(routes!(settings::one, settings::set))
 }
 
 fn internal_routes() -> OpenApiRouter<App> {
@@ -111,6 +135,7 @@ fn internal_routes() -> OpenApiRouter<App> {
         .routes(routes!(internal::raw_logs))
         .routes(routes!(internal::subscribe))
         .routes(routes!(internal::folder_paths))
+        .routes(routes!(internal_files::list))
 }
 
 /// Whether a path is one of this dialect's.
