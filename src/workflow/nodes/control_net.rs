@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::workflow::Context;
 use crate::workflow::context::{Inputs, NodeError, Outputs};
 use crate::workflow::interface::{Input, Interface, combo, float, link};
 use crate::workflow::registry::Registry;
@@ -40,12 +41,7 @@ pub(super) fn register(registry: &mut Registry) {
             .optional(link("vae", Kind::VAE))
             .named_output("positive", Kind::CONDITIONING)
             .named_output("negative", Kind::CONDITIONING),
-        |inputs, _| {
-            let control = control(inputs, (inputs.float("start_percent")?, inputs.float("end_percent")?))?;
-            let both = [inputs.conditioning("positive")?, inputs.conditioning("negative")?];
-            let [positive, negative] = both.map(|conds| steered(&conds, control.clone(), false));
-            Ok(Outputs::of([Value::Conditioning(positive?), Value::Conditioning(negative?)]))
-        },
+        apply_advanced,
     );
     registry.add(
         Interface::new("SetUnionControlNetType", "conditioning/controlnet")
@@ -73,6 +69,14 @@ pub(super) fn register(registry: &mut Registry) {
             Ok(Outputs::one(Value::ControlNet(net)))
         },
     );
+}
+
+/// `ControlNetApplyAdvanced`.
+pub(super) fn apply_advanced(inputs: &Inputs, _: &Context<'_>) -> Result<Outputs, NodeError> {
+    let control = control(inputs, (inputs.float("start_percent")?, inputs.float("end_percent")?))?;
+    let both = [inputs.conditioning("positive")?, inputs.conditioning("negative")?];
+    let [positive, negative] = both.map(|conds| steered(&conds, control.clone(), false));
+    Ok(Outputs::of([Value::Conditioning(positive?), Value::Conditioning(negative?)]))
 }
 
 /// What the inputs say; `None` where it would do nothing.

@@ -68,7 +68,7 @@ fn for_inpaint(inputs: &Inputs, context: &Context<'_>) -> Result<Outputs, NodeEr
 
 /// No network here takes the source beside the latent, so the prompts stay as they are: with such models ComfyUI
 /// leaves it out as well.
-fn model_conditioning(inputs: &Inputs, context: &Context<'_>) -> Result<Outputs, NodeError> {
+pub(super) fn model_conditioning(inputs: &Inputs, context: &Context<'_>) -> Result<Outputs, NodeError> {
     let image = inputs.image("pixels")?;
     let noise_mask = match inputs.boolean("noise_mask")? {
         true => batch(&masks(&inputs.mask("mask")?, &image)?),

@@ -109,7 +109,7 @@ fn vae_file() -> Input {
     input
 }
 
-fn checkpoint(inputs: &Inputs, context: &Context<'_>) -> Result<Outputs, NodeError> {
+pub(super) fn checkpoint(inputs: &Inputs, context: &Context<'_>) -> Result<Outputs, NodeError> {
     let name = inputs.string("ckpt_name")?;
     let Some(entry) = context.catalog.find(&name) else {
         let near = context.catalog.near(&name).join(", ");
@@ -137,7 +137,7 @@ fn text_encoders(inputs: &Inputs, context: &Context<'_>, names: &[&str]) -> Resu
     Ok(Outputs::one(Value::Clip(Clip { origin, loras: Vec::new(), last_layer: None })))
 }
 
-fn vae(inputs: &Inputs, context: &Context<'_>) -> Result<Outputs, NodeError> {
+pub(super) fn vae(inputs: &Inputs, context: &Context<'_>) -> Result<Outputs, NodeError> {
     if &*inputs.string("vae_name")? == "pixel_space" {
         return Err(NodeError::input("vae_name", "models that draw in pixel space are not supported"));
     }

@@ -68,14 +68,18 @@ fn save_image(inputs: &Inputs, context: &Context<'_>) -> Result<Outputs, NodeErr
 }
 
 fn preview_image(inputs: &Inputs, context: &Context<'_>) -> Result<Outputs, NodeError> {
-    let images = inputs.image("images")?;
+    Ok(Outputs::default().showing(preview(&inputs.image("images")?, context)?))
+}
+
+/// Pictures that are only shown: `{"images": [...]}`.
+pub(super) fn preview(images: &Image, context: &Context<'_>) -> Result<Json, NodeError> {
     let name = format!("ComfyUI_temp_{}", random_letters());
     let numbered = context.folders.fresh(FileType::Temp, &name).map_err(|error| unsaved(&error))?;
-    Ok(Outputs::default().showing(save(&images, numbered, context)?))
+    save(images, numbered, context)
 }
 
 /// `{"images": [...]}`.
-fn save(images: &Image, mut numbered: Numbered, context: &Context<'_>) -> Result<Json, NodeError> {
+pub(super) fn save(images: &Image, mut numbered: Numbered, context: &Context<'_>) -> Result<Json, NodeError> {
     let chunks = text_chunks(context.metadata.chunks());
     let mut saved = Vec::with_capacity(images.count());
     for index in 0..images.count() {

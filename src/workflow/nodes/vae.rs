@@ -92,7 +92,7 @@ pub(super) fn register(registry: &mut Registry) {
 }
 
 /// Tiles of so many pixels, in latent cells.
-fn tiles(tile: usize, overlap: usize) -> Result<Tiling, NodeError> {
+pub(super) fn tiles(tile: usize, overlap: usize) -> Result<Tiling, NodeError> {
     let (tile, overlap) = (tile / CELL, overlap / CELL);
     if tile / 2 <= overlap {
         let message =
