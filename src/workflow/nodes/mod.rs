@@ -2,6 +2,7 @@
 
 mod animated;
 mod arithmetic;
+mod bytes;
 mod composite;
 mod conditioning;
 mod control_net;
@@ -45,6 +46,8 @@ mod strings;
 mod substitute;
 mod text;
 mod text_pattern;
+mod tile_plan;
+mod ultimate_upscale;
 mod upscale;
 mod vae;
 mod was;
@@ -90,6 +93,7 @@ pub(super) fn register(registry: &mut Registry) {
     strings::register(registry);
     text::register(registry);
     text_pattern::register(registry);
+    ultimate_upscale::register(registry);
     upscale::register(registry);
     vae::register(registry);
     easy_use::register(registry);
