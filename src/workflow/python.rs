@@ -72,14 +72,21 @@ fn whole(number: &Number) -> i128 {
     match (number.as_i64(), number.as_u64(), number.as_f64()) {
         (Some(value), ..) => value.into(),
         (_, Some(value), _) => value.into(),
-        // What was written beyond 64 bits had these digits, if there were no more than 15 before the zeros.
-        (_, _, Some(value)) if value.abs() >= 2f64.powi(63) => {
-            let end = if value < 0.0 { i128::MIN } else { i128::MAX };
-            value.to_string().parse().unwrap_or(end)
-        }
+        (_, _, Some(value)) if value.abs() >= 2f64.powi(63) => beyond_64_bits(value),
         (_, _, Some(value)) => value as i128,
         _ => 0,
     }
+}
+
+/// What was most likely written where a floating-point number was read: round numbers with all their zeros, others as
+/// exactly as they were kept.
+fn beyond_64_bits(value: f64) -> i128 {
+    /// Every decimal number of so many digits can be told from the next.
+    const SURE_DIGITS: usize = 15;
+    let shortest = format!("{:e}", value.abs());
+    let digits = shortest.split('e').next().unwrap_or_default().bytes().filter(u8::is_ascii_digit).count();
+    let written = if digits <= SURE_DIGITS { value.to_string().parse().ok() } else { None };
+    written.unwrap_or(value as i128)
 }
 
 /// Decimal digits with an optional sign, single underscores between digits, white space around.
@@ -294,6 +301,7 @@ mod tests {
         for (text, expected) in good {
             assert_eq!(int(&json(text)), Ok(expected), "{text}");
         }
+        assert_eq!(int(&json("18446744073709551616")), Ok(1 << 64));
         assert_eq!(int(&json(&format!("1{}", "0".repeat(300)))), Ok(i128::MAX));
         assert_eq!(int(&json("18446744073709551615")), Ok(i128::from(u64::MAX)));
         let refused = [

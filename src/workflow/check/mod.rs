@@ -13,7 +13,7 @@ pub(super) mod linked;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use serde_json::json;
 
@@ -36,6 +36,21 @@ pub struct Checked {
     pub outputs: Vec<String>,
     /// What is wrong with the others.
     pub node_errors: FaultyNodes,
+}
+
+impl Checked {
+    /// Ids of the nodes that the outputs need, themselves included.
+    pub fn needed(&self) -> HashSet<&str> {
+        let mut needed = HashSet::new();
+        let mut stack: Vec<&str> = self.outputs.iter().map(String::as_str).collect();
+        while let Some(id) = stack.pop() {
+            if needed.insert(id) {
+                let inputs = self.graph.inputs(id).into_iter().flatten();
+                stack.extend(inputs.filter_map(|(_, value)| link(value)).map(|link| link.node));
+            }
+        }
+        needed
+    }
 }
 
 /// Names behind a list of choices.
