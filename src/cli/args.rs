@@ -13,6 +13,7 @@ use super::bench::BenchArgs;
 use super::guide_args::{ControlArg, LoraArg, TemplatesArg};
 use super::options::{All, ConfigFlags, Listening, Storage};
 use super::preprocess::PreprocessArgs;
+use super::run_workflow::RunArgs;
 
 /// Sides of pictures are multiples of this.
 const CELL: usize = 8;
@@ -41,6 +42,7 @@ Examples:
   darkroom pack --character \"1girl, blonde hair, blue eyes\" --out out/pack
   darkroom generate --prompt \"1girl, pink hair, laughing\" --count 4 --seed 7
   darkroom generate --model sd_xl_base_1.0.safetensors --prompt \"a lighthouse at dusk\"
+  darkroom run workflow.json --models-dir models --set 3.seed=7
   darkroom inspect sd_xl_base_1.0.safetensors
 
 `darkroom help COMMAND` explains a command and its flags.";
@@ -52,6 +54,8 @@ pub(super) enum Command {
     Generate(Box<GenerateArgs>),
     /// Draw one character with many expressions, with a contact sheet and pack.json
     Pack(Box<PackArgs>),
+    /// Run a ComfyUI workflow: a JSON file in API format, or a picture that carries one
+    Run(RunArgs),
     /// Make a control picture for a ControlNet: edges, skeletons
     Preprocess(PreprocessArgs),
     /// Say what a weight file, a model folder or a picture is

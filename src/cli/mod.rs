@@ -1,5 +1,5 @@
-//! The command line: `generate`, `pack`, `preprocess`, `inspect`, `config`, `health`, `keys`. Each command is one file;
-//! `run` alone talks to networks, so that a server can take its place.
+//! The command line: `generate`, `pack`, `run`, `preprocess`, `inspect`, `config`, `health`, `keys`. Each command is one
+//! file; `run.rs` alone talks to networks (`run_workflow` through the engine), so that a server can take its place.
 
 mod args;
 mod bench;
@@ -17,6 +17,7 @@ mod pack;
 mod preprocess;
 mod progress;
 mod run;
+mod run_workflow;
 mod serve;
 mod source;
 
@@ -39,6 +40,7 @@ pub fn main() -> ExitCode {
     let done = match &cli.command {
         Command::Generate(args) => generate::run(args, cli.quiet),
         Command::Pack(args) => pack::run(args, cli.quiet),
+        Command::Run(args) => run_workflow::run(args, cli.quiet),
         Command::Preprocess(args) => preprocess::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Serve(args) => serve::run(args, cli.verbose, cli.quiet),
