@@ -92,7 +92,12 @@ pub(crate) fn measure(plan: &Plan, subject: &Subject) -> Value {
         }
     }
 
-    let flops = Flops::of(pipeline.unet_config(), pipeline.unet_weights(), stack[0].unet(), subject.side / 8);
+    let flops = Flops::of(
+        pipeline.unet_config().unwrap(),
+        pipeline.unet_weights(),
+        stack[0].unet(),
+        subject.side / 8,
+    );
     println!(
         "\nA step of {PICTURES} pictures with guidance, {} pixels, {} steps each way",
         subject.side,
