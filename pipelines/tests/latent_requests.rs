@@ -36,7 +36,7 @@ fn model() -> &'static Model {
         let checkpoint = Checkpoint::open(&asset("tiny-sdxl.safetensors"), &Device::Cpu).unwrap();
         let pipeline = Pipeline::load(&checkpoint, &Device::Cpu).unwrap();
         let file = Arc::new(WeightFile::open(&asset("tiny-canny.safetensors")).unwrap());
-        let config = pipeline.unet_config();
+        let config = pipeline.unet_config().unwrap();
         let control = ControlNet::from_file(file, config, &Device::Cpu, Precision::Full).unwrap();
         Model { control: Arc::new(control), pipeline }
     })
@@ -88,6 +88,8 @@ fn request(prompt: &str, sampler: SamplerKind) -> LatentRequest {
         loras: None,
         sampling: None,
         free_u: None,
+        differential: None,
+        noise_sigmas: None,
     }
 }
 
