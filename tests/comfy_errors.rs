@@ -49,6 +49,10 @@ fn comparable(answer: &Value) -> Value {
             *value = comfy::kind(value).into();
         }
     }
+    // What Darkroom says beyond ComfyUI: all missing classes, the nodes of a cycle.
+    if let Some(more) = answer["error"].get_mut("extra_info").and_then(Value::as_object_mut) {
+        more.retain(|name, _| name != "missing" && name != "cycle");
+    }
     let mut worded = false;
     if let Some(nodes) = answer["node_errors"].as_object_mut() {
         let outputs: BTreeSet<_> = nodes

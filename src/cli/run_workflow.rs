@@ -205,7 +205,7 @@ fn refused(refusal: &Refusal, graph: &Graph) -> CommandError {
     if !refusal.missing.is_empty() {
         return CommandError::failure(
             format!("Darkroom has no node {}", refusal.missing.join(", ")),
-            "use nodes that it has; `GET /object_info` of `darkroom serve` lists them",
+            "use nodes that it has, or `darkroom serve --comfy-upstream URL` with a ComfyUI that has the others",
         );
     }
     let cycle = refusal.error.extra_info.get("cycle").and_then(Json::as_array);

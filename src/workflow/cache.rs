@@ -247,16 +247,23 @@ mod tests {
     fn many_who_want_the_same_at_once_compute_it_once() {
         let cache = Cache::new(1 << 20);
         let computed = AtomicUsize::new(0);
+        let together = std::sync::Barrier::new(8);
         std::thread::scope(|scope| {
             for _ in 0..8 {
-                scope.spawn(|| match cache.claim(&[7; 32], &CancellationToken::new()) {
-                    Claim::Mine(flight) => {
-                        computed.fetch_add(1, Ordering::Relaxed);
-                        std::thread::sleep(Duration::from_millis(30));
-                        flight.finish(&result(10));
+                scope.spawn(|| {
+                    together.wait();
+                    match cache.claim(&[7; 32], &CancellationToken::new()) {
+                        Claim::Mine(flight) => {
+                            computed.fetch_add(1, Ordering::Relaxed);
+                            // The cache and this one hold it; a third is one who waits.
+                            while Arc::strong_count(&flight.shared) < 3 {
+                                std::thread::yield_now();
+                            }
+                            flight.finish(&result(10));
+                        }
+                        Claim::Ready(result) => assert_eq!(result.slots.len(), 1),
+                        Claim::Interrupted => panic!("no one interrupts"),
                     }
-                    Claim::Ready(result) => assert_eq!(result.slots.len(), 1),
-                    Claim::Interrupted => panic!("no one interrupts"),
                 });
             }
         });

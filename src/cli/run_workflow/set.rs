@@ -38,7 +38,7 @@ impl Setting {
         if graph.set_input(&id, &self.input, value) {
             return Ok(());
         }
-        Err(self.wrong(format!("node {id} has no inputs that could be set"), "check the workflow's file"))
+        Err(self.wrong(&format!("node {id} has no inputs that could be set"), "check the workflow's file"))
     }
 
     /// The node by its id, or by a title or class that only it has.
@@ -56,11 +56,11 @@ impl Setting {
                 let known: Vec<String> = known.take(MOST_OFFERED).collect();
                 let more = if graph.len() > MOST_OFFERED { ", …" } else { "" };
                 let fix = format!("there are: {}{more}", known.join(", "));
-                Err(self.wrong(format!("the workflow has no node {}", self.node), fix))
+                Err(self.wrong(&format!("the workflow has no node {}", self.node), fix))
             }
             several => {
                 let fix = format!("name it by its id: {}", several.join(", "));
-                Err(self.wrong(format!("{} nodes are called {}", several.len(), self.node), fix))
+                Err(self.wrong(&format!("{} nodes are called {}", several.len(), self.node), fix))
             }
         }
     }
@@ -72,7 +72,7 @@ impl Setting {
         }
         let known: Vec<&str> = interface.inputs.iter().map(|input| input.name).collect();
         let fix = format!("{} takes: {}", interface.class, known.join(", "));
-        Err(self.wrong(format!("node {id} ({}) has no input {}", interface.class, self.input), fix))
+        Err(self.wrong(&format!("node {id} ({}) has no input {}", interface.class, self.input), fix))
     }
 
     /// JSON where it reads as such; a text where the input takes texts, unless it is quoted or a link.
@@ -89,7 +89,7 @@ impl Setting {
         }
     }
 
-    fn wrong(&self, message: String, fix: impl Into<String>) -> CommandError {
+    fn wrong(&self, message: &str, fix: impl Into<String>) -> CommandError {
         CommandError::usage(format!("--set {}.{}: {message}", self.node, self.input), fix)
     }
 }

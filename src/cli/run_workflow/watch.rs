@@ -86,7 +86,7 @@ impl Listener for Watch<'_> {
             }
             (Event::Finished { .. }, Some(bars)) => bars.nodes.inc(1),
             (Event::Text { node, text }, _) => {
-                self.say(&format!("node {}: {text}", named(self.graph, &node)))
+                self.say(&format!("node {}: {text}", named(self.graph, &node)));
             }
             (Event::Succeeded, None) => self.say(&format!("{} nodes done", self.nodes)),
             _ => {}

@@ -63,7 +63,7 @@ impl Serialize for FaultyNodes {
 #[error("{}{}{}", .error.message, if .error.details.is_empty() { "" } else { ": " }, .error.details)]
 pub struct Refusal {
     /// What is wrong with the whole.
-    pub error: PromptError,
+    pub error: Box<PromptError>,
     /// What is wrong with nodes.
     pub node_errors: FaultyNodes,
     /// Classes of nodes that there are none of, each once, in the prompt's order.
@@ -73,7 +73,7 @@ pub struct Refusal {
 
 impl Refusal {
     pub(super) fn new(error: PromptError) -> Self {
-        Self { error, node_errors: FaultyNodes::default(), missing: Vec::new() }
+        Self { error: Box::new(error), node_errors: FaultyNodes::default(), missing: Vec::new() }
     }
 }
 

@@ -99,7 +99,7 @@ pub fn check(
         details.join("\n"),
     );
     let error = if checker.cycle.is_empty() { error } else { error.with(json!({ "cycle": checker.cycle })) };
-    Err(Refusal { error, node_errors: faulty, missing: Vec::new() })
+    Err(Refusal { error: Box::new(error), node_errors: faulty, missing: Vec::new() })
 }
 
 /// The output nodes that are asked for.
