@@ -90,7 +90,7 @@ pub(super) async fn create(
             Ok(json_text(StatusCode::OK, text))
         }
         Err(Refused::Invalid(rejected)) => Ok(rejection(&rejected)),
-        Err(refused) => Err(refusal(refused)),
+        Err(refused) => Err(refusal(&refused)),
     }
 }
 
@@ -115,7 +115,7 @@ fn place(number: &Ordered) -> Result<f64, ApiError> {
     }
 }
 
-fn refusal(refused: Refused) -> ApiError {
+fn refusal(refused: &Refused) -> ApiError {
     let message = refused.to_string();
     match refused {
         Refused::Full { .. } => ApiError::too_many("queue_full", message, RETRY),
