@@ -40,17 +40,28 @@ impl FromRequest<App> for Object {
 
     async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
         let Raw { bytes, _share } = Raw::from_request(request, app).await?;
-        let members = object(&bytes)?;
+        let Some(members) = object(&bytes)? else {
+            return Err(ApiError::malformed("the body is JSON, but no object"));
+        };
         Ok(Self { members, bytes: bytes.len(), _share })
     }
 }
 
-/// Reads a JSON object.
-pub(super) fn object(bytes: &[u8]) -> Result<Members, ApiError> {
+/// Reads a JSON object; `None`: it is JSON of another kind.
+fn object(bytes: &[u8]) -> Result<Option<Members>, ApiError> {
     match serde_json::from_slice(bytes) {
-        Ok(Ordered::Object(members)) => Ok(members),
-        Ok(_) => Err(ApiError::malformed("the body is JSON, but no object")),
+        Ok(Ordered::Object(members)) => Ok(Some(members)),
+        Ok(_) => Ok(None),
         Err(error) => Err(ApiError::malformed(format!("the body is not valid JSON: {error}"))),
+    }
+}
+
+impl Raw {
+    /// The object that it is; one without members if it is JSON of another kind.
+    pub(super) fn into_object(self) -> Result<Object, ApiError> {
+        let Self { bytes, _share } = self;
+        let members = object(&bytes)?.unwrap_or_default();
+        Ok(Object { members, bytes: bytes.len(), _share })
     }
 }
 

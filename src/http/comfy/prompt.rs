@@ -4,7 +4,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
 
-use super::body::Object;
+use super::body::Raw;
 use super::{json, json_text, rejection};
 use crate::comfy::{Refused, Rejected, Submission};
 use crate::http::app::App;
@@ -39,9 +39,10 @@ const NO_PROMPT: &str =
 pub(super) async fn create(
     State(app): State<App>,
     client: Client,
-    mut body: Object,
+    body: Raw,
 ) -> Result<Response, ApiError> {
     let comfy = app.comfy()?;
+    let mut body = body.into_object()?;
     let number = body.take("number").map(|number| place(&number)).transpose()?;
     let front = body.is_true("front");
     let client_id = body.take("client_id");
