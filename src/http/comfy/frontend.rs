@@ -9,6 +9,7 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderName, HeaderValue, Method, header};
 use axum::middleware::Next;
 use axum::response::Response;
+use serde_json::{Value as Json, json};
 
 use super::files::{self, unquoted};
 use crate::workflow::folders::find_below;
@@ -19,6 +20,20 @@ const OVERLAID: [&str; 2] = ["/", "/assets/{file}"];
 const POLICY: &str = "object-src 'none'; base-uri 'self'; frame-ancestors 'none'";
 /// Seconds that browsers may keep pictures of the front end, as ComfyUI tells them.
 const PICTURES: &str = "public, max-age=86400";
+
+/// Classes of nodes that the front end takes for granted: without any one of them it shows no list of models.
+const EXPECTED: [&str; 10] = [
+    "CheckpointLoaderSimple",
+    "ImageOnlyCheckpointLoader",
+    "LoraLoader",
+    "LoraLoaderModelOnly",
+    "VAELoader",
+    "ControlNetLoader",
+    "UNETLoader",
+    "UpscaleModelLoader",
+    "StyleModelLoader",
+    "GLIGENLoader",
+];
 
 /// Where the front end lies; cheap to clone.
 #[derive(Debug, Clone)]
@@ -36,6 +51,30 @@ impl Frontend {
             Ok(_) => Ok(Self(Arc::new(folder.to_owned()))),
             Err(_) => Err(FrontendError(folder.to_owned())),
         }
+    }
+}
+
+/// Describes nodes that the front end takes for granted and Darkroom lacks, as ones that menus do not show. Prompts
+/// with them are refused as ever.
+pub(super) fn add_expected(object_info: &mut Json) {
+    let Json::Object(nodes) = object_info else { return };
+    for class in EXPECTED {
+        nodes.entry(class).or_insert_with(|| {
+            json!({
+                "input": {"required": {}},
+                "input_order": {"required": []},
+                "output": [],
+                "output_is_list": [],
+                "output_name": [],
+                "name": class,
+                "display_name": class,
+                "description": "Darkroom does not have this node.",
+                "python_module": "nodes",
+                "category": "loaders",
+                "output_node": false,
+                "deprecated": true,
+            })
+        });
     }
 }
 
@@ -161,6 +200,15 @@ mod tests {
             let (status, _, body) = ask(&routes, path).await;
             assert_eq!((status, &*body), (404, "nothing"), "{path}");
         }
+    }
+
+    #[test]
+    fn the_front_end_finds_every_node_that_it_takes_for_granted() {
+        let mut info = json!({"LoraLoader": {"name": "ours"}});
+        add_expected(&mut info);
+        assert_eq!(info.as_object().unwrap().len(), EXPECTED.len());
+        assert_eq!(info["LoraLoader"], json!({"name": "ours"}));
+        assert_eq!(info["GLIGENLoader"]["deprecated"], true);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use axum::response::Response;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{ComfyParts, json as json_answer, json_text};
+use super::{ComfyParts, frontend, json as json_answer, json_text};
 use crate::config::ComfyConfig;
 use crate::http::app::App;
 use crate::http::error::ApiError;
@@ -55,7 +55,14 @@ pub(super) async fn looked<T: Send + 'static>(
     responses((status = 200, body = Object, description = "What each node takes and gives, by class"))
 )]
 pub(super) async fn nodes(State(app): State<App>) -> Result<Response, ApiError> {
-    let info = looked(app.comfy()?, |comfy| serde_json::to_vec(&described(comfy, None)).unwrap_or_default());
+    let for_front_end = app.config.comfy.frontend.is_some();
+    let info = looked(app.comfy()?, move |comfy| {
+        let mut info = described(comfy, None);
+        if for_front_end {
+            frontend::add_expected(&mut info);
+        }
+        serde_json::to_vec(&info).unwrap_or_default()
+    });
     Ok(json_text(StatusCode::OK, info.await?))
 }
 

@@ -6,8 +6,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::body::Body;
 use axum::extract::{Path, Query};
-use axum::http::{HeaderMap, StatusCode};
-use axum::response::Response;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
 use futures_util::StreamExt;
 use serde::Deserialize;
 use serde_json::{Value as Json, json as object};
@@ -176,7 +176,14 @@ pub(super) async fn fetch(
 ) -> Result<Response, Refusal> {
     let name = file.clone();
     let find = move |folders: &Folders| Ok(find_below(&root(&folders.user)?, &plain(&file)?)?);
-    let path = files.work(find).await.map_err(silent)?;
+    let path = match files.work(find).await.map_err(silent) {
+        // The front end asks for its user's style sheet whether there is one or not; browsers complain about another
+        // type more than about its absence.
+        Err(Refusal(StatusCode::NOT_FOUND, _)) if files::media_type(&name) == "text/css" => {
+            return Ok((StatusCode::NOT_FOUND, [(header::CONTENT_TYPE, "text/css")]).into_response());
+        }
+        path => path?,
+    };
     // The front end has a style sheet of the user's; what else a browser would run is a download.
     let media_type = match files::media_type(&name) {
         "text/css" => "text/css",
