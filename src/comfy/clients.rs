@@ -582,7 +582,7 @@ mod tests {
             Event::Started,
             Event::Executing { node: "1".into() },
             Event::Progress { node: "1".into(), value: 1, max: 2 },
-            Event::Executed { node: "1".into(), output: json!({}) },
+            Event::Executed { node: "1".into(), output: json!({}), ran_as: "1".into() },
             Event::Interrupted { node: "1".into(), class: "A".into(), executed: Vec::new() },
         ] {
             prompt.tell(news(event), &interrupt);

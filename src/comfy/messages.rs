@@ -103,6 +103,8 @@ pub(super) enum What {
     Executed {
         node: String,
         output: Json,
+        /// The node that it was when it ran.
+        ran_as: String,
     },
     Finished {
         node: String,
@@ -134,7 +136,7 @@ impl News {
             }
             Event::Picture { node, png } => What::Picture { node, format: Format::Png, file: png.into() },
             Event::Text { node, text } => What::Text { node, text },
-            Event::Executed { node, output } => What::Executed { node, output },
+            Event::Executed { node, output, ran_as } => What::Executed { node, output, ran_as },
             Event::Finished { node } => What::Finished { node },
             Event::Succeeded => What::Succeeded,
             Event::Failed(failure) => What::Failed { failure, nodes: Vec::new() },
@@ -334,7 +336,7 @@ impl Teller {
                 frames.push(json_message("progress", &data));
             }
             What::Finished { .. } => self.state(frames),
-            What::Executed { node, output } => {
+            What::Executed { node, output, .. } => {
                 let data = ExecutedData { node, display_node: node, output, prompt_id };
                 frames.push(json_message("executed", &data));
             }
@@ -521,7 +523,7 @@ mod tests {
         assert_eq!(names(&frames), ["progress_state", "progress"]);
         assert_eq!(texts(&frames)[1]["data"], json!({"value": 1, "max": 6, "prompt_id": "p", "node": "8"}));
         let output = json!({"images": []});
-        let frames = told(&mut teller, Event::Executed { node: node(), output }, plain);
+        let frames = told(&mut teller, Event::Executed { node: node(), output, ran_as: node() }, plain);
         assert_eq!(names(&frames), ["executed"]);
         assert_eq!(names(&told(&mut teller, Event::Finished { node: node() }, plain)), ["progress_state"]);
         assert_eq!(names(&told(&mut teller, Event::Succeeded, plain)), ["execution_success"]);

@@ -538,7 +538,7 @@ impl Inner {
         recorder.fail_if_open("something went wrong inside the server; its log has more");
         let mut record = recorder.record.into_inner().unwrap_or_else(PoisonError::into_inner);
         for (node, output) in &shown {
-            record.show(node, output, &prompt.id);
+            record.show(node, node, output, &prompt.id);
         }
         if self.stopping.load(Ordering::SeqCst) && record.outcome != Some(Outcome::Succeeded) {
             tracing::info!(prompt_id = %prompt.id, "this prompt is run again at the next start");

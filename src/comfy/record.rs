@@ -45,13 +45,23 @@ impl Outcome {
     }
 }
 
+/// What a node showed.
+#[derive(Debug)]
+struct Shown {
+    node: String,
+    /// The node that ran: another one's id where that took the same inputs.
+    ran_as: String,
+    /// As JSON.
+    output: String,
+}
+
 /// What the history will say.
 #[derive(Debug, Default)]
 pub(super) struct Record {
     /// Names and data.
     messages: Vec<(&'static str, String)>,
-    /// What each node showed, as JSON.
-    outputs: Vec<(String, String)>,
+    /// What each node showed.
+    outputs: Vec<Shown>,
     bytes: usize,
     /// Nodes whose outputs were taken from the cache.
     pub(super) cached: usize,
@@ -112,7 +122,7 @@ impl Record {
         match &mut news.what {
             What::Cached { nodes } => self.cached = nodes.len(),
             What::Executing { .. } => self.executed += 1,
-            What::Executed { node, output } => self.show(node, output, prompt_id),
+            What::Executed { node, output, ran_as } => self.show(node, ran_as, output, prompt_id),
             What::Succeeded => self.outcome = Some(Outcome::Succeeded),
             What::Interrupted { .. } => self.outcome = Some(Outcome::Interrupted),
             What::Failed { failure, nodes } => {
@@ -129,8 +139,8 @@ impl Record {
     }
 
     /// A node shows something.
-    pub(super) fn show(&mut self, node: &str, output: &Json, prompt_id: &str) {
-        if output.is_null() || self.outputs.iter().any(|(known, _)| known == node) {
+    pub(super) fn show(&mut self, node: &str, ran_as: &str, output: &Json, prompt_id: &str) {
+        if output.is_null() || self.outputs.iter().any(|shown| shown.node == node) {
             return;
         }
         let output = to_json(output);
@@ -138,17 +148,17 @@ impl Record {
         if self.bytes > SHOWN {
             tracing::warn!(prompt_id, node, "shows more than the history keeps");
         } else {
-            self.outputs.push((node.to_owned(), output));
+            self.outputs.push(Shown { node: node.to_owned(), ran_as: ran_as.to_owned(), output });
         }
     }
 
     /// The history's entry of the prompt with this `item`.
     pub(super) fn entry(&self, item: &str) -> Bytes {
         let mut text = format!(r#"{{"prompt":{item},"outputs":{{"#);
-        list(&mut text, &self.outputs, |text, (node, output)| {
-            text.push_str(&to_json(node));
+        list(&mut text, &self.outputs, |text, shown| {
+            text.push_str(&to_json(&shown.node));
             text.push(':');
-            text.push_str(output);
+            text.push_str(&shown.output);
         });
         let succeeded = self.outcome == Some(Outcome::Succeeded);
         let status = if succeeded { "success" } else { "error" };
@@ -159,10 +169,10 @@ impl Record {
             text.push_str(&format!(r#"["{name}",{data}]"#));
         });
         text.push_str(r#"]},"meta":{"#);
-        list(&mut text, &self.outputs, |text, (node, _)| {
-            let node = to_json(node);
+        list(&mut text, &self.outputs, |text, shown| {
+            let (key, node) = (to_json(&shown.node), to_json(&shown.ran_as));
             text.push_str(&format!(
-                r#"{node}:{{"node_id":{node},"display_node":{node},"parent_node":null,"real_node_id":{node}}}"#
+                r#"{key}:{{"node_id":{node},"display_node":{node},"parent_node":null,"real_node_id":{node}}}"#
             ));
         });
         text.push_str("}}");
@@ -207,9 +217,9 @@ mod tests {
             Event::Started,
             Event::Cached { nodes: vec!["4".into()] },
             Event::Executing { node: "9".into() },
-            Event::Executed { node: "9".into(), output: output.clone() },
+            Event::Executed { node: "9".into(), output: output.clone(), ran_as: "8".into() },
             Event::Finished { node: "9".into() },
-            Event::Executed { node: "10".into(), output: Json::Null },
+            Event::Executed { node: "10".into(), output: Json::Null, ran_as: "10".into() },
             Event::Succeeded,
             Event::Started,
         ]);
@@ -217,7 +227,7 @@ mod tests {
         assert_eq!(entry["outputs"], json!({"9": output}));
         assert_eq!(
             entry["meta"],
-            json!({"9": {"node_id": "9", "display_node": "9", "parent_node": null, "real_node_id": "9"}})
+            json!({"9": {"node_id": "8", "display_node": "8", "parent_node": null, "real_node_id": "8"}})
         );
         let status = &entry["status"];
         assert_eq!((&status["status_str"], &status["completed"]), (&json!("success"), &json!(true)));

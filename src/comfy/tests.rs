@@ -68,7 +68,11 @@ impl Work for ToyWork {
                 open = changed.wait_timeout(open, Duration::from_millis(5)).unwrap().0;
             }
         }
-        with.listener.tell(Event::Executed { node: node(), output: json!({"text": [self.text]}) });
+        with.listener.tell(Event::Executed {
+            node: node(),
+            output: json!({"text": [self.text]}),
+            ran_as: node(),
+        });
         with.listener.tell(Event::Finished { node: node() });
         with.listener.tell(Event::Succeeded);
         BTreeMap::new()

@@ -25,6 +25,8 @@ pub struct NodeResult {
     pub slots: Vec<Vec<Value>>,
     /// What front ends show.
     pub ui: Option<Json>,
+    /// The id of the node that ran.
+    pub node: String,
 }
 
 impl NodeResult {
@@ -210,7 +212,7 @@ mod tests {
 
     fn result(text_bytes: usize) -> Arc<NodeResult> {
         let value = Value::String("x".repeat(text_bytes).into());
-        Arc::new(NodeResult { slots: vec![vec![value]], ui: None })
+        Arc::new(NodeResult { slots: vec![vec![value]], ui: None, node: "1".into() })
     }
 
     fn put(cache: &Cache, key: u8, bytes: usize) {

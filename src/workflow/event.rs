@@ -57,6 +57,8 @@ pub enum Event {
         node: String,
         /// `{"images": […]}`.
         output: Json,
+        /// The node that it was when it ran: another one's id where that took the same inputs.
+        ran_as: String,
     },
     /// A node has run.
     Finished {

@@ -1,6 +1,6 @@
 //! What pictures carry of the prompt that made them: text chunks as ComfyUI writes them, byte for byte.
 
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use super::ordered::Ordered;
 use super::python;
@@ -8,7 +8,7 @@ use super::python;
 /// The prompt and `extra_pnginfo`, written out only where a node asks for them.
 #[derive(Debug, Default)]
 pub struct Metadata {
-    prompt: Option<Ordered>,
+    prompt: Mutex<Option<Ordered>>,
     extra_pnginfo: Option<Ordered>,
     chunks: OnceLock<Vec<(String, String)>>,
 }
@@ -16,14 +16,26 @@ pub struct Metadata {
 impl Metadata {
     /// Of a prompt and its `extra_data.extra_pnginfo`.
     pub fn new(prompt: Ordered, extra_pnginfo: Option<Ordered>) -> Self {
-        Self { prompt: Some(prompt), extra_pnginfo, chunks: OnceLock::new() }
+        Self { prompt: Mutex::new(Some(prompt)), extra_pnginfo, chunks: OnceLock::new() }
+    }
+
+    /// What a node said of files or chance before the prompt ran (`IS_CHANGED`). ComfyUI leaves it in the prompt, and so
+    /// it is in every picture.
+    pub fn note_changed(&self, node: &str, changed: &str) {
+        let mut prompt = self.prompt.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(Ordered::Object(nodes)) = &mut *prompt
+            && let Some(Ordered::Object(node)) = nodes.get_mut(node)
+        {
+            let changed = Ordered::Array(vec![Ordered::String(changed.to_owned())]);
+            node.insert("is_changed".to_owned(), changed);
+        }
     }
 
     /// Keywords and texts: `prompt`, then each key of `extra_pnginfo`, as Python's `json.dumps` writes them.
     pub fn chunks(&self) -> &[(String, String)] {
         self.chunks.get_or_init(|| {
             let mut chunks = Vec::new();
-            if let Some(prompt) = &self.prompt {
+            if let Some(prompt) = &*self.prompt.lock().unwrap_or_else(PoisonError::into_inner) {
                 chunks.push(("prompt".to_owned(), python::dumps(prompt)));
             }
             if let Some(Ordered::Object(extra)) = &self.extra_pnginfo {

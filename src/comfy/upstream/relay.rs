@@ -119,7 +119,7 @@ impl Relayed {
                     let mut output = data["output"].clone();
                     files::fetch_outputs(&self.link, &self.folders, &mut output).await;
                     seen.shown.insert(node.clone(), output.clone());
-                    tell(Event::Executed { node, output });
+                    tell(Event::Executed { ran_as: node.clone(), node, output });
                 }
             }
             "execution_error" => {

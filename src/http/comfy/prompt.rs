@@ -36,11 +36,7 @@ const NO_PROMPT: &str =
         (status = 400, body = super::ComfyErrorBody, description = "What is wrong with it")
     )
 )]
-pub(super) async fn create(
-    State(app): State<App>,
-    client: Client,
-    body: Raw,
-) -> Result<Response, ApiError> {
+pub(super) async fn create(State(app): State<App>, client: Client, body: Raw) -> Result<Response, ApiError> {
     let comfy = app.comfy()?;
     let mut body = body.into_object()?;
     let number = body.take("number").map(|number| place(&number)).transpose()?;

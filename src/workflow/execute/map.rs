@@ -65,7 +65,7 @@ fn merge(interface: &Interface, results: Vec<Outputs>) -> Result<NodeResult, Nod
         }
         shown.extend(result.ui);
     }
-    Ok(NodeResult { slots, ui: merge_shown(shown) })
+    Ok(NodeResult { slots, ui: merge_shown(shown), node: String::new() })
 }
 
 /// `{"images": [a]}` and `{"images": [b]}` are `{"images": [a, b]}`; nothing to show is `None`.

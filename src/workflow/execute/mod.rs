@@ -259,8 +259,12 @@ impl<'a> Runner<'a> {
         let changed = node.changed.map(|changed| {
             let constants = inputs::constants(&node.interface, graph.inputs(id));
             let asked = catch_unwind(AssertUnwindSafe(|| changed(&constants, &self.context(id))));
+            let told = asked.ok().flatten();
+            if let Some(told) = &told {
+                self.metadata.note_changed(id, told);
+            }
             // A node that cannot tell is run.
-            asked.ok().flatten().unwrap_or_else(|| uuid::Uuid::new_v4().to_string())
+            told.unwrap_or_else(|| uuid::Uuid::new_v4().to_string())
         });
         let of_source = |source: &str| self.signatures.get(source).copied();
         signature(graph, id, &node.interface, changed.as_deref(), &of_source)
@@ -296,7 +300,8 @@ impl<'a> Runner<'a> {
         if let Some(result) = known {
             // ComfyUI tells it of every cached node that it comes to, with what it shows or nothing.
             let output = result.ui.clone().unwrap_or(Json::Null);
-            self.run.listener.tell(Event::Executed { node: id.to_owned(), output });
+            let ran_as = result.node.clone();
+            self.run.listener.tell(Event::Executed { node: id.to_owned(), output, ran_as });
             self.came(id, result);
             return Ok(());
         }
@@ -309,13 +314,16 @@ impl<'a> Runner<'a> {
             Claim::Interrupted => return Err(Stop::Interrupted),
             Claim::Ready(result) => result,
             Claim::Mine(flight) => {
-                let result = Arc::new(self.compute(id, node)?);
+                let mut result = self.compute(id, node)?;
+                id.clone_into(&mut result.node);
+                let result = Arc::new(result);
                 flight.finish(&result);
                 result
             }
         };
         if let Some(ui) = &result.ui {
-            self.run.listener.tell(Event::Executed { node: id.to_owned(), output: ui.clone() });
+            let (output, ran_as) = (ui.clone(), result.node.clone());
+            self.run.listener.tell(Event::Executed { node: id.to_owned(), output, ran_as });
         }
         self.executed.push(id.to_owned());
         self.came(id, result);

@@ -142,7 +142,7 @@ impl Listener for Heard {
             Event::Cached { nodes } => format!("cached [{}]", nodes.join(",")),
             Event::Executing { node } => format!("+{node}"),
             Event::Progress { node, value, max } => format!("{node}: {value}/{max}"),
-            Event::Executed { node, output } => format!("!{node} {output}"),
+            Event::Executed { node, output, .. } => format!("!{node} {output}"),
             Event::Finished { node } => format!("-{node}"),
             Event::Succeeded => "succeeded".to_owned(),
             Event::Failed(failure) => format!("failed {} {}", failure.node, failure.message),

@@ -68,13 +68,17 @@ impl Folders {
         if prefix.starts_with('/') {
             return Err(NameError::Outside.into());
         }
-        let mut parts: Vec<&str> =
-            prefix.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
+        // As Python's `normpath`: `a/../b` is `b`, by the text alone, before any folder is looked at.
+        let mut parts: Vec<&str> = Vec::new();
+        for part in prefix.split('/').filter(|part| !part.is_empty() && *part != ".") {
+            if part == ".." {
+                parts.pop().ok_or(NameError::Outside)?;
+            } else {
+                parts.push(part);
+            }
+        }
         // The prefix alone may be empty, as in ComfyUI, and may end in a dot: the number follows.
         let prefix = parts.pop().unwrap_or(".").to_owned();
-        if prefix == ".." {
-            return Err(NameError::Outside.into());
-        }
         name::check_part(&numbered_name(&prefix, 1, "png"))?;
         let subfolder = parts.join("/");
         let parts = name::folder_parts(&subfolder)?;
