@@ -238,3 +238,29 @@ impl Sample {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+    use crate::schedule::Prediction;
+
+    #[test]
+    fn what_a_mask_has_most_of_is_drawn_first_and_all_of_it_at_the_end() {
+        let sampling = ModelSampling::scaled_linear(Prediction::Epsilon);
+        let sigmas = [sampling.sigma(799.0), sampling.sigma(400.0), sampling.sigma(0.0), 0.0];
+        let mask = Tensor::new(&[[[0f32, 0.3, 0.6, 1.0]]], &Device::Cpu).unwrap();
+        let at = |strength, sigma| -> Vec<f32> {
+            let order = Differential::new(&sampling, &sigmas, strength);
+            order.at(&mask, sigma).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+        };
+        assert_eq!(at(1.0, sigmas[0]), [0.0, 0.0, 0.0, 1.0]);
+        assert_eq!(at(1.0, sigmas[1]), [0.0, 0.0, 1.0, 1.0]);
+        assert_eq!(at(1.0, sigmas[2]), [1.0; 4]);
+        let half = at(0.5, sigmas[1]);
+        for (found, expected) in half.iter().zip([0.0, 0.15, 0.8, 1.0]) {
+            assert!((found - expected).abs() < 1e-6, "{half:?}");
+        }
+    }
+}

@@ -1,6 +1,8 @@
 //! Whole workflows, node by node through the registry, against latents and pictures that ComfyUI made of them. The
 //! recordings are those of `pipelines/tests/`; `scripts/golden/comfyui.py` says what is in them.
 
+mod third_party;
+
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -100,6 +102,13 @@ impl Bench {
             let file = recordings().join(format!("{file}.safetensors"));
             std::fs::copy(file, folder.join(format!("{name}.safetensors"))).unwrap();
         }
+        let networks = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tests/golden");
+        for (folder, file) in [("upscale_models", "upscaler/esrgan_x4"), ("ultralytics/bbox", "yolo")] {
+            let folder = models.path().join(folder);
+            std::fs::create_dir_all(&folder).unwrap();
+            let name = format!("{}.safetensors", file.rsplit('/').next().unwrap());
+            std::fs::copy(networks.join(format!("{file}.safetensors")), folder.join(name)).unwrap();
+        }
         let read =
             |file: &str| candle_core::safetensors::load(recordings().join(file), &Device::Cpu).unwrap();
         let mut recorded = read("recorded.safetensors");
@@ -192,6 +201,7 @@ impl Run<'_> {
                 }
                 Json::String(text) => Value::String(text.as_str().into()),
                 Json::Bool(value) => Value::Boolean(*value),
+                Json::Object(_) => Value::Json(value.clone()),
                 Json::Number(number) => {
                     let float = interface
                         .and_then(|interface| interface.find(name))
