@@ -182,7 +182,7 @@ fn predictions_of_noise_and_of_velocity_give_the_picture_back() {
         let x = model.noise_latent(&picture, &noise, sigma, false).unwrap();
         let scale = f64::from((sigma * sigma + 1.0).sqrt());
         let output = match prediction {
-            Prediction::Epsilon | Prediction::Lcm => noise.clone(),
+            Prediction::Epsilon | Prediction::Lcm | Prediction::Flow => noise.clone(),
             Prediction::X0 | Prediction::ImgToImg => picture.clone(),
             // v = alpha * noise - sigma * picture, in variance-preserving coordinates.
             Prediction::V => ((&noise - (&picture * f64::from(sigma)).unwrap()).unwrap() / scale).unwrap(),
@@ -230,6 +230,29 @@ struct SamplingCases {
     x: Vec<f32>,
     output: Vec<f32>,
     cases: Vec<SamplingCase>,
+    flows: Vec<FlowCase>,
+}
+
+/// A choice of `ModelSamplingSD3` or `ModelSamplingAuraFlow`.
+#[derive(Deserialize)]
+struct FlowCase {
+    shift: f64,
+    multiplier: f64,
+    /// Every 37th sigma.
+    table: Vec<f32>,
+    sigmas_at: Vec<(f32, f32)>,
+    percents: Vec<(f64, f32)>,
+    steps: Vec<FlowStep>,
+    schedules: HashMap<Scheduler, Vec<f32>>,
+}
+
+#[derive(Deserialize)]
+struct FlowStep {
+    #[serde(flatten)]
+    of_any: SamplingStep,
+    noised: Vec<f32>,
+    /// None where noise alone is left.
+    unmixed: Option<Vec<f32>>,
 }
 
 /// Rounding of an exponential and of an interpolation between two logarithms.
@@ -244,10 +267,52 @@ fn assert_near(ours: &[f32], theirs: &[f32], what: &str) {
     }
 }
 
+fn golden_sampling() -> SamplingCases {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/model_sampling.json");
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+#[test]
+fn flows_are_comfyuis() {
+    let golden = golden_sampling();
+    let tensor = |values: &[f32]| Tensor::from_slice(values, values.len(), &Device::Cpu).unwrap();
+    let ours = |tensor: Tensor| tensor.to_vec1::<f32>().unwrap();
+    let (x, output) = (tensor(&golden.x), tensor(&golden.output));
+    assert_eq!(golden.flows.len(), 6);
+    for case in &golden.flows {
+        let model = ModelSampling::flow(case.shift, case.multiplier);
+        let name = format!("shift {} of {}", case.shift, case.multiplier);
+        let table: Vec<f32> = model.table().iter().copied().step_by(37).collect();
+        assert_near(&table, &case.table, &name);
+        for (t, sigma) in &case.sigmas_at {
+            assert_near(&[model.sigma(*t)], &[*sigma], &format!("{name}: timestep {t}"));
+        }
+        for (percent, sigma) in &case.percents {
+            assert_near(&[model.percent_to_sigma(*percent)], &[*sigma], &format!("{name}: share {percent}"));
+        }
+        for FlowStep { of_any: step, noised, unmixed } in &case.steps {
+            let what = format!("{name} at {}", step.sigma);
+            assert_near(&[model.timestep(step.sigma)], &[step.timestep], &what);
+            assert_near(&ours(model.scale_input(&x, step.sigma).unwrap()), &step.input, &what);
+            assert_near(&ours(model.denoised(&x, &output, step.sigma).unwrap()), &step.denoised, &what);
+            for full in [false, true] {
+                let mixed = model.noise_latent(&x, &output, step.sigma, full).unwrap();
+                assert_near(&ours(mixed), noised, &what);
+            }
+            if let Some(unmixed) = unmixed {
+                assert_near(&ours(model.process().unmixed(&x, step.sigma).unwrap()), unmixed, &what);
+            }
+        }
+        for (scheduler, theirs) in &case.schedules {
+            let ours = sigmas(*scheduler, &model, 7, 1.0, SamplerKind::Euler).unwrap();
+            assert_near(&ours, theirs, &format!("{name} {scheduler}"));
+        }
+    }
+}
+
 #[test]
 fn every_choice_of_model_sampling_is_comfyuis() {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/model_sampling.json");
-    let golden: SamplingCases = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let golden = golden_sampling();
     let tensor = |values: &[f32]| Tensor::from_slice(values, values.len(), &Device::Cpu).unwrap();
     let (x, output) = (tensor(&golden.x), tensor(&golden.output));
     assert_eq!(golden.cases.len(), 10);

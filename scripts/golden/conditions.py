@@ -5,8 +5,10 @@ Runs ComfyUI's own functions (0.3.64, given by its folder) with small stand-ins 
 
 - `pipelines/tests/golden/conditions.json` and `.safetensors`: conditions with areas, masks, ranges and ControlNets;
   which rows the network was asked for, and what guidance made of its answers;
-- `pipelines/tests/golden/model_sampling.json`: what each choice of `ModelSamplingDiscrete` does;
+- `pipelines/tests/golden/model_sampling.json`: what each choice of `ModelSamplingDiscrete` does, and what
+  `ModelSamplingSD3` and `ModelSamplingAuraFlow` do;
 - `pipelines/tests/golden/any_sigmas.safetensors`: samplers on sigmas that rise or repeat;
+- `pipelines/tests/golden/every_sampler.safetensors`: every sampler, of noise that is added and of a flow;
 - `pipelines/tests/golden/batch_index.safetensors`: noise of numbered batches;
 - `models/tests/golden/free_u.safetensors`: `FreeU_V2` on features.
 
@@ -243,8 +245,51 @@ def model_sampling(comfy):
                 "steps": steps,
                 "schedules": schedules,
             })
-    document = {"x": x, "output": output, "cases": cases}
+    document = {"x": x, "output": output, "cases": cases, "flows": flows(comfy, x, output)}
     (OUT / "model_sampling.json").write_text(json.dumps(document, indent=1) + "\n")
+
+
+def flow_sampling(shift, aura):
+    clone = SimpleNamespace(add_object_patch=lambda name, value: setattr(clone, name, value))
+    model = SimpleNamespace(clone=lambda: clone, model=SimpleNamespace(model_config=None))
+    nodes = comfy_extras_nodes()
+    if aura:
+        nodes.ModelSamplingAuraFlow().patch_aura(model, shift)
+    else:
+        nodes.ModelSamplingSD3().patch(model, shift)
+    return clone.model_sampling
+
+
+def flows(comfy, x, output):
+    noise, latent = torch.tensor([output]), torch.tensor([x])
+    cases = []
+    for shift, aura in ((3.0, False), (1.0, False), (0.004, False), (1.73, True), (3.1, True), (100.0, True)):
+        sampling = flow_sampling(shift, aura)
+        steps = []
+        for sigma in (0.0005, 0.03, 0.5, 0.9, 0.9997, 1.0):
+            s = torch.tensor([sigma])
+            steps.append({
+                "sigma": sigma,
+                "timestep": float(sampling.timestep(s)),
+                "input": sampling.calculate_input(s, latent)[0].tolist(),
+                "denoised": sampling.calculate_denoised(s, noise, latent)[0].tolist(),
+                "noised": sampling.noise_scaling(s, noise.clone(), latent, True)[0].tolist(),
+                "unmixed": sampling.inverse_noise_scaling(s, latent)[0].tolist() if sigma < 1.0 else None,
+            })
+        times = [part * sampling.multiplier for part in (0.0, 0.001, 0.25, 0.9, 1.0)]
+        cases.append({
+            "shift": shift,
+            "multiplier": sampling.multiplier,
+            "table": sampling.sigmas[::37].tolist(),
+            "sigmas_at": [[t, sampling.sigma(torch.tensor(t)).item()] for t in times],
+            "percents": [[p, sampling.percent_to_sigma(p)] for p in (0.0, 0.001, 0.3, 0.999, 1.0)],
+            "steps": steps,
+            "schedules": {
+                name: comfy.samplers.calculate_sigmas(sampling, name, 7).tolist()
+                for name in comfy.samplers.SCHEDULER_NAMES
+            },
+        })
+    return cases
 
 
 # --- samplers on any sigmas ---------------------------------------------------------------------------------------
@@ -259,10 +304,11 @@ LISTS = {
 
 
 class Denoiser:
-    """The analytic denoiser of `sampling.py` where ComfyUI has its guided model."""
+    """The analytic denoiser of `sampling.py` where ComfyUI has its guided model. `uncond`: whether what the negative
+    prompt says is something else."""
 
-    def __init__(self, comfy):
-        sampling = epsilon_sampling(comfy)
+    def __init__(self, sampling, uncond=False):
+        self.uncond = uncond
         patcher = SimpleNamespace(get_model_object=lambda name: sampling)
         inner = SimpleNamespace(model_sampling=sampling)
         self.inner_model = SimpleNamespace(inner_model=inner, model_patcher=patcher)
@@ -270,8 +316,9 @@ class Denoiser:
     def __call__(self, x, sigma, model_options={}, **_):
         s = sigma.view(-1, *[1] * (x.ndim - 1))
         denoised = x / (1 + s * s) + 0.3 * torch.tanh(0.5 * x)
+        uncond = 0.8 * denoised + 0.1 * torch.tanh(x) if self.uncond else denoised
         for function in model_options.get("sampler_post_cfg_function", []):
-            denoised = function({"denoised": denoised, "uncond_denoised": denoised, "model_options": model_options})
+            denoised = function({"denoised": denoised, "uncond_denoised": uncond, "model_options": model_options})
         return denoised
 
 
@@ -288,7 +335,7 @@ def any_sigmas(comfy):
             settings = {"extra_args": {"seed": 12345}, "callback": None, "disable": True}
             try:
                 # A copy: uni_pc writes into its sigmas.
-                result = function(Denoiser(comfy), latent, sigmas.clone(), **settings)
+                result = function(Denoiser(epsilon_sampling(comfy)), latent, sigmas.clone(), **settings)
             except Exception as error:
                 print(f"{name}.{sampler}: {type(error).__name__}: {error}")
                 continue
@@ -297,6 +344,37 @@ def any_sigmas(comfy):
             tensors[f"{name}.{sampler}"] = result[0]
         tensors[f"{name}.sigmas"] = sigmas
     save_file({k: v.contiguous() for k, v in tensors.items()}, OUT / "any_sigmas.safetensors")
+
+
+# --- every sampler ------------------------------------------------------------------------------------------------
+
+
+def every_sampler(comfy):
+    start = random(7, 1, 4, 2, 2)
+    tensors = {"start": start[0]}
+    lists = {
+        "exploding": (epsilon_sampling(comfy), [14.614643, 4.9, 2.1, 0.83, 0.27, 0.06, 0.0]),
+        "flow": (flow_sampling(3.0, True), [1.0, 0.93, 0.81, 0.62, 0.37, 0.12, 0.0]),
+        "late_flow": (flow_sampling(3.0, False), [0.93, 0.77, 0.5, 0.31, 0.1, 0.02]),
+    }
+    for process, (sampling, sigmas) in lists.items():
+        sigmas = torch.tensor(sigmas)
+        tensors[f"{process}.sigmas"] = sigmas
+        for sampler in comfy.samplers.SAMPLER_NAMES:
+            if sampler.endswith("_gpu"):
+                continue
+            latent = sampling.noise_scaling(sigmas[0], start.clone(), torch.full_like(start, 0.4))
+            shown = []
+            settings = {
+                "extra_args": {"seed": 12345},
+                "callback": lambda step: shown.append(step["denoised"].clone()),
+                "disable": True,
+            }
+            function = comfy.samplers.sampler_object(sampler).sampler_function
+            # A copy: uni_pc writes into its sigmas.
+            tensors[f"{process}.{sampler}"] = function(Denoiser(sampling, True), latent, sigmas.clone(), **settings)[0]
+            tensors[f"{process}.{sampler}.shown"] = shown[-1][0]
+    save_file({k: v.contiguous() for k, v in tensors.items()}, OUT / "every_sampler.safetensors")
 
 
 # --- noise of numbered batches ------------------------------------------------------------------------------------
@@ -340,6 +418,7 @@ def main():
         conditions(comfy)
         model_sampling(comfy)
         any_sigmas(comfy)
+        every_sampler(comfy)
         batch_index(comfy)
         free_u()
 

@@ -31,6 +31,15 @@ pub(super) fn ancestral_step(from: f32, to: f32) -> (f32, f32) {
     ((to2 - up * up).sqrt(), up)
 }
 
+/// The same for a flow (ComfyUI's `*_RF`): `(sigma_down, keep, up)`, where the latent at `sigma_down` is kept in the
+/// proportion `keep` and noise of strength `up` is added.
+pub(super) fn flow_ancestral_step(from: f32, to: f32) -> (f32, f32, f32) {
+    let down = to * (1.0 + (to / from - 1.0));
+    let (alpha, alpha_down) = (1.0 - to, 1.0 - down);
+    let up = (to * to - down * down * (alpha * alpha) / (alpha_down * alpha_down)).max(0.0).sqrt();
+    (down, alpha / alpha_down, up)
+}
+
 /// Solves a small square system by elimination with pivoting. A singular system gives values that are not finite.
 pub(super) fn solve(mut matrix: Vec<Vec<f64>>, mut right: Vec<f64>) -> Vec<f64> {
     let n = right.len();

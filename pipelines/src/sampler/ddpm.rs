@@ -35,10 +35,10 @@ pub(super) struct Lcm;
 
 impl Method for Lcm {
     fn step(&mut self, mut step: Step<'_>, denoised: &Denoised) -> Result<Outcome> {
-        let (sigma, next) = (step.sigma(), step.next());
+        let next = step.next();
         if next == 0.0 {
             return Ok(Outcome::Next(denoised.guided.clone()));
         }
-        Ok(Outcome::Next(step.add_noise(&denoised.guided, next, sigma, next)?))
+        Ok(Outcome::Next(step.renoise(&denoised.guided, step.process.alpha(next), next)?))
     }
 }

@@ -2,10 +2,10 @@
 
 use candle_core::Tensor;
 
-use super::arithmetic::{ancestral_step, linear, slope};
+use super::arithmetic::{ancestral_step, flow_ancestral_step, linear, slope};
 use super::driver::{Method, Outcome, Step};
 use super::{Denoised, Result};
-use crate::schedule::{exp, ln};
+use crate::schedule::{Process, exp, ln};
 
 /// `dpm_2`, and `dpm_2_ancestral`, which steps below its target and adds fresh noise up to it.
 pub(super) struct Dpm2 {
@@ -23,11 +23,18 @@ impl Dpm2 {
 impl Method for Dpm2 {
     fn step(&mut self, mut step: Step<'_>, denoised: &Denoised) -> Result<Outcome> {
         let (sigma, next) = (step.sigma(), step.next());
-        let (down, up) = if self.ancestral { ancestral_step(sigma, next) } else { (next, 0.0) };
+        let (down, keep, up) = match (self.ancestral, step.process) {
+            (false, _) => (next, 1.0, 0.0),
+            (true, Process::Exploding) => {
+                let (down, up) = ancestral_step(sigma, next);
+                (down, 1.0, up)
+            }
+            (true, Process::Flow) => flow_ancestral_step(sigma, next),
+        };
         if let Some((x_2, sigma_mid)) = self.middle.take() {
             let d_2 = slope(&x_2, &denoised.guided, sigma_mid)?;
             let x = linear(step.latent, &[(down - sigma, &d_2)])?;
-            return Ok(Outcome::Next(if self.ancestral { step.add_noise(&x, up, sigma, next)? } else { x }));
+            return Ok(Outcome::Next(if self.ancestral { step.renoise(&x, keep, up)? } else { x }));
         }
         let d = slope(step.latent, &denoised.guided, sigma)?;
         if down == 0.0 {

@@ -4,9 +4,8 @@
 use candle_core::{D, Tensor};
 
 use super::arithmetic::{linear, slope};
-use super::driver::{Driver, Method, Outcome, Step};
+use super::driver::{Driver, Method, Outcome, Run, Step};
 use super::{Advance, Denoised, Result, Sampler, SamplerError};
-use crate::noise::StepNoise;
 use crate::schedule::{exp, linspace, ln};
 
 /// One step in the logarithm of sigma, of which the noise predictions are gathered.
@@ -80,12 +79,9 @@ pub(super) struct DpmFast {
 
 impl DpmFast {
     /// Only the first sigma, the last above 0, and their number count.
-    pub(super) fn start(
-        latent: Tensor,
-        sigmas: &[f32],
-        noise: Box<dyn StepNoise>,
-    ) -> (Box<dyn Sampler>, Advance) {
-        let (evaluations, start, end) = match (sigmas, smallest_positive(sigmas)) {
+    pub(super) fn start(run: Run) -> (Box<dyn Sampler>, Advance) {
+        let sigmas = &run.sigmas;
+        let (evaluations, start, end) = match (sigmas.as_slice(), smallest_positive(sigmas)) {
             ([start, _, ..], Some(end)) => (sigmas.len() - 1, -ln(*start), -ln(end)),
             _ => (0, 0.0, 0.0),
         };
@@ -96,7 +92,7 @@ impl DpmFast {
         };
         let times: Vec<f32> = linspace(start, end, orders.len() + 1).collect();
         let at = times.iter().map(|&t| exp(-t)).collect();
-        Driver::start(Self { times, orders, step: None, tried: None }, latent, at, noise)
+        Driver::start(Self { times, orders, step: None, tried: None }, Run { sigmas: at, ..run })
     }
 }
 
@@ -153,8 +149,9 @@ impl DpmAdaptive {
     const R2: f32 = 2.0 / 3.0;
 
     /// Only the first sigma and the last above 0 count; it may be above the first.
-    pub(super) fn start(latent: Tensor, sigmas: &[f32]) -> (Box<dyn Sampler>, Advance) {
-        let (start, end) = match (sigmas, smallest_positive(sigmas)) {
+    pub(super) fn start(run: Run) -> (Box<dyn Sampler>, Advance) {
+        let Run { latent, sigmas, .. } = run;
+        let (start, end) = match (sigmas.as_slice(), smallest_positive(&sigmas)) {
             ([start, _, ..], Some(end)) => (-ln(*start), -ln(end)),
             _ => (0.0, 0.0),
         };
@@ -233,6 +230,10 @@ impl Sampler for DpmAdaptive {
         };
         self.tried = Some(latent.clone());
         Ok(Advance::Evaluate { latent, sigma })
+    }
+
+    fn opens_step(&self) -> bool {
+        self.step.eps.is_empty()
     }
 
     /// The way covered, as a share of the steps asked for: how many there will be is not known.

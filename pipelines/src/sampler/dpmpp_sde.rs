@@ -22,17 +22,20 @@ impl Method for DpmppSde {
         if next == 0.0 {
             return Ok(Outcome::Next(denoised.guided.clone()));
         }
-        let (lambda, lambda_next) = (-ln(sigma), -ln(next));
+        let process = step.process;
+        let (lambda, lambda_next) = (process.half_log_snr(sigma), process.half_log_snr(next));
         let lambda_mid = lambda + 0.5 * (lambda_next - lambda);
-        let sigma_mid = exp(-lambda_mid);
+        let sigma_mid = process.sigma(lambda_mid);
         let second = self.first.is_some();
         let (lambda_to, sigma_to) = if second { (lambda_next, next) } else { (lambda_mid, sigma_mid) };
 
         let (down, up) = ancestral_step(exp(-lambda), exp(-lambda_to));
         let h = -ln(down) - lambda;
+        let (alpha, alpha_to) = (process.alpha(sigma), process.alpha(sigma_to));
         // With r = 1/2 the second half of the step uses the midpoint's prediction alone.
-        let x = scaled(exp(-h), step.latent, &[(-(-h).exp_m1(), &denoised.guided)])?;
-        let x = step.add_noise(&x, up, sigma, sigma_to)?;
+        let terms = [(-alpha_to * (-h).exp_m1(), &denoised.guided)];
+        let x = scaled(alpha_to / alpha * exp(-h), step.latent, &terms)?;
+        let x = step.add_noise(&x, alpha_to * up, sigma, sigma_to)?;
         if second {
             self.first = None;
             return Ok(Outcome::Next(x));
@@ -70,15 +73,16 @@ impl Method for Dpmpp2mSde {
         if next == 0.0 {
             return Ok(Outcome::Next(denoised.guided.clone()));
         }
-        let h = length(sigma, next);
+        let h = length(&step, sigma, next);
         let h_eta = 2.0 * h;
-        let amount = -(-h_eta).exp_m1();
+        let alpha = step.process.alpha(next);
+        let amount = -alpha * (-h_eta).exp_m1();
         let mut x = scaled(next / sigma * exp(-h), step.latent, &[(amount, &denoised.guided)])?;
         if let (Some(previous), Some(sigma_before)) = (&previous, step.previous()) {
-            let r = length(sigma_before, sigma) / h;
+            let r = length(&step, sigma_before, sigma) / h;
             let weight = match self.correction {
                 Correction::Midpoint => 0.5 * amount,
-                Correction::Heun => amount / -h_eta + 1.0,
+                Correction::Heun => amount / -h_eta + alpha,
             } / r;
             x = linear(&x, &[(weight, &denoised.guided), (-weight, previous)])?;
         }
@@ -104,10 +108,12 @@ impl Method for Dpmpp3mSde {
         if next == 0.0 {
             return Ok(Outcome::Next(denoised.guided.clone()));
         }
-        let h = length(sigma, next);
+        let h = length(&step, sigma, next);
         let h_eta = 2.0 * h;
-        let before = |i: usize| length(step.sigmas[step.index - i], step.sigmas[step.index + 1 - i]) / h;
-        let phi_2 = (-h_eta).exp_m1() / h_eta + 1.0;
+        let alpha = step.process.alpha(next);
+        let before =
+            |i: usize| length(&step, step.sigmas[step.index - i], step.sigmas[step.index + 1 - i]) / h;
+        let phi_2 = alpha * ((-h_eta).exp_m1() / h_eta + 1.0);
         // The corrections are linear in the predictions: their weights, newest prediction first.
         let corrections = match self.predictions.len() {
             1 => vec![0.0],
@@ -117,7 +123,7 @@ impl Method for Dpmpp3mSde {
             }
             _ => {
                 let (r0, r1) = (before(1), before(2));
-                let phi_3 = phi_2 / h_eta - 0.5;
+                let phi_3 = phi_2 / h_eta - 0.5 * alpha;
                 let (near, far) = (1.0 / r0, 1.0 / r1);
                 // d1 = near + (near - far) r0 / (r0 + r1), d2 = (near - far) / (r0 + r1), of differences.
                 let mixed = (phi_2 * r0 - phi_3) / (r0 + r1);
@@ -125,7 +131,7 @@ impl Method for Dpmpp3mSde {
                 vec![weight_near, weight_far - weight_near, -weight_far]
             }
         };
-        let amount = -(-h_eta).exp_m1();
+        let amount = -alpha * (-h_eta).exp_m1();
         let x = scaled(next / sigma * exp(-h), step.latent, &[(amount, &denoised.guided)])?;
         let x = linear(&x, &self.predictions.with(&corrections))?;
         Ok(Outcome::Next(step.add_noise(&x, noise_scale(next, h), sigma, next)?))
@@ -133,8 +139,8 @@ impl Method for Dpmpp3mSde {
 }
 
 /// Length of a step in half the logarithm of the signal-to-noise ratio.
-fn length(sigma: f32, next: f32) -> f32 {
-    -ln(next) - -ln(sigma)
+fn length(step: &Step<'_>, sigma: f32, next: f32) -> f32 {
+    step.process.half_log_snr(next) - step.process.half_log_snr(sigma)
 }
 
 /// Strength of the fresh noise of a step of length `h` to `next`.

@@ -5,6 +5,7 @@ use candle_core::Tensor;
 
 use super::{Advance, Denoised, Result, Sampler, SamplerError};
 use crate::noise::StepNoise;
+use crate::schedule::Process;
 
 /// The step a method is in.
 pub(super) struct Step<'a> {
@@ -14,6 +15,8 @@ pub(super) struct Step<'a> {
     pub(super) sigmas: &'a [f32],
     /// The latent at the step's start.
     pub(super) latent: &'a Tensor,
+    /// What the sigmas are those of.
+    pub(super) process: Process,
     noise: &'a mut dyn StepNoise,
 }
 
@@ -42,6 +45,12 @@ impl Step<'_> {
     pub(super) fn add_noise(&mut self, x: &Tensor, scale: f32, from: f32, to: f32) -> Result<Tensor> {
         Ok((x + self.draw(from, to)?.affine(f64::from(scale), 0.0)?)?)
     }
+
+    /// `keep * x` with noise of strength `scale`, at the step's end.
+    pub(super) fn renoise(&mut self, x: &Tensor, keep: f32, scale: f32) -> Result<Tensor> {
+        let kept = x.affine(f64::from(keep), 0.0)?;
+        self.add_noise(&kept, scale, self.sigma(), self.next())
+    }
 }
 
 /// What a method makes of an evaluation.
@@ -63,32 +72,38 @@ pub(super) trait Method: Send {
     fn step(&mut self, step: Step<'_>, denoised: &Denoised) -> Result<Outcome>;
 }
 
-/// Runs a [`Method`] through a list of sigmas.
+/// What a method is to walk through.
+pub(super) struct Run {
+    /// The latent at the first sigma.
+    pub(super) latent: Tensor,
+    /// Fewer than two are no run.
+    pub(super) sigmas: Vec<f32>,
+    /// What the sigmas are those of.
+    pub(super) process: Process,
+    /// Noise of the steps.
+    pub(super) noise: Box<dyn StepNoise>,
+}
+
+/// Takes a [`Method`] through a [`Run`].
 pub(super) struct Driver<M> {
     method: M,
-    sigmas: Vec<f32>,
+    run: Run,
     index: usize,
-    latent: Tensor,
-    noise: Box<dyn StepNoise>,
+    /// Whether the step has begun with what is evaluated now.
+    opens_step: bool,
 }
 
 impl<M: Method + 'static> Driver<M> {
-    /// Fewer than two `sigmas` are no run.
-    pub(super) fn start(
-        method: M,
-        latent: Tensor,
-        sigmas: Vec<f32>,
-        noise: Box<dyn StepNoise>,
-    ) -> (Box<dyn Sampler>, Advance) {
-        let driver = Self { method, sigmas, index: 0, latent, noise };
+    pub(super) fn start(method: M, run: Run) -> (Box<dyn Sampler>, Advance) {
+        let driver = Self { method, run, index: 0, opens_step: true };
         let first = driver.evaluate();
         (Box::new(driver), first)
     }
 
     fn evaluate(&self) -> Advance {
-        let latent = self.latent.clone();
+        let latent = self.run.latent.clone();
         if self.index < self.total_steps() {
-            Advance::Evaluate { latent, sigma: self.sigmas[self.index] }
+            Advance::Evaluate { latent, sigma: self.run.sigmas[self.index] }
         } else {
             Advance::Done(latent)
         }
@@ -102,18 +117,27 @@ impl<M: Method + 'static> Sampler for Driver<M> {
         }
         let step = Step {
             index: self.index,
-            sigmas: &self.sigmas,
-            latent: &self.latent,
-            noise: self.noise.as_mut(),
+            sigmas: &self.run.sigmas,
+            latent: &self.run.latent,
+            process: self.run.process,
+            noise: self.run.noise.as_mut(),
         };
         match self.method.step(step, denoised)? {
-            Outcome::Evaluate { latent, sigma } => Ok(Advance::Evaluate { latent, sigma }),
+            Outcome::Evaluate { latent, sigma } => {
+                self.opens_step = false;
+                Ok(Advance::Evaluate { latent, sigma })
+            }
             Outcome::Next(latent) => {
-                self.latent = latent;
+                self.run.latent = latent;
                 self.index += 1;
+                self.opens_step = true;
                 Ok(self.evaluate())
             }
         }
+    }
+
+    fn opens_step(&self) -> bool {
+        self.opens_step
     }
 
     fn completed_steps(&self) -> usize {
@@ -121,6 +145,6 @@ impl<M: Method + 'static> Sampler for Driver<M> {
     }
 
     fn total_steps(&self) -> usize {
-        self.sigmas.len().saturating_sub(1)
+        self.run.sigmas.len().saturating_sub(1)
     }
 }

@@ -5,6 +5,7 @@ use candle_core::Tensor;
 use super::arithmetic::{linear, scaled};
 use super::driver::{Method, Outcome, Step};
 use super::{Denoised, Result};
+use crate::schedule::{Process, exp};
 
 /// Points of the numerical integrals; part of the reference's result, because its rule is a plain sum.
 const POINTS: usize = 200;
@@ -29,9 +30,17 @@ impl Method for ErSde {
         if next == 0.0 {
             return Ok(Outcome::Next(denoised.guided.clone()));
         }
-        let (s, t) = (f64::from(sigma), f64::from(next));
+        // Noise relative to the picture.
+        let process = step.process;
+        let lambda = |sigma: f32| match process {
+            Process::Exploding => f64::from(sigma),
+            Process::Flow => f64::from(exp(-process.half_log_snr(sigma))),
+        };
+        let (s, t) = (lambda(sigma), lambda(next));
+        let (alpha_s, alpha) = (f64::from(sigma) / s, f64::from(next) / t);
         let r = noise_scaler(t) / noise_scaler(s);
-        let mut x = scaled(r as f32, step.latent, &[((1.0 - r) as f32, &denoised.guided)])?;
+        let terms = [((alpha * (1.0 - r)) as f32, &denoised.guided)];
+        let mut x = scaled((alpha / alpha_s * r) as f32, step.latent, &terms)?;
 
         if let (Some(previous), Some(before)) = (previous, step.previous()) {
             let dt = t - s;
@@ -42,18 +51,19 @@ impl Method for ErSde {
                 first += width / noise_scaler(position);
                 second += width * (position - s) / noise_scaler(position);
             }
-            let gap = 1.0 / (s - f64::from(before));
+            let gap = 1.0 / (s - lambda(before));
             let derivative = scaled(gap as f32, &(&denoised.guided - previous)?, &[])?;
-            x = linear(&x, &[((dt + first * noise_scaler(t)) as f32, &derivative)])?;
+            x = linear(&x, &[((alpha * (dt + first * noise_scaler(t))) as f32, &derivative)])?;
 
             let earlier = self.derivative.replace(derivative.clone());
             if let (Some(earlier), Some(index)) = (earlier, step.index.checked_sub(2)) {
-                let gap = 2.0 / (s - f64::from(step.sigmas[index]));
+                let gap = 2.0 / (s - lambda(step.sigmas[index]));
                 let change = scaled(gap as f32, &(derivative - earlier)?, &[])?;
-                x = linear(&x, &[((dt * dt / 2.0 + second * noise_scaler(t)) as f32, &change)])?;
+                let share = alpha * (dt * dt / 2.0 + second * noise_scaler(t));
+                x = linear(&x, &[(share as f32, &change)])?;
             }
         }
-        let scale = (t * t - s * s * r * r).max(0.0).sqrt();
+        let scale = alpha * (t * t - s * s * r * r).max(0.0).sqrt();
         Ok(Outcome::Next(step.add_noise(&x, scale as f32, sigma, next)?))
     }
 }

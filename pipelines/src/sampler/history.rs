@@ -4,10 +4,9 @@ use std::collections::VecDeque;
 
 use candle_core::Tensor;
 
-use super::arithmetic::{linear, scaled, slope};
+use super::arithmetic::{linear, slope};
 use super::driver::{Method, Outcome, Step};
 use super::{Denoised, Result};
-use crate::schedule::{exp, ln};
 
 /// The last few tensors, newest first.
 pub(super) struct History {
@@ -22,6 +21,12 @@ impl History {
 
     pub(super) fn push(&mut self, newest: Tensor) {
         self.kept.truncate(self.most - 1);
+        self.kept.push_front(newest);
+    }
+
+    /// Puts another in the place of the newest.
+    pub(super) fn replace_newest(&mut self, newest: Tensor) {
+        self.kept.pop_front();
         self.kept.push_front(newest);
     }
 
@@ -166,47 +171,32 @@ fn variable_adams(lengths: &[f32]) -> Vec<f32> {
     }
 }
 
-/// Gradient estimation (Permenter and Yuan 2023), gamma 2: Euler along the slope, corrected by its last change.
-#[derive(Default)]
+/// Gradient estimation (Permenter and Yuan 2023), gamma 2: Euler along the slope, corrected by its last change; for
+/// CFG++ along the unconditional slope from the guided prediction.
 pub(super) struct GradientEstimation {
+    cfg_pp: bool,
     previous: Option<Tensor>,
+}
+
+impl GradientEstimation {
+    pub(super) fn new(cfg_pp: bool) -> Self {
+        Self { cfg_pp, previous: None }
+    }
 }
 
 impl Method for GradientEstimation {
     fn step(&mut self, step: Step<'_>, denoised: &Denoised) -> Result<Outcome> {
         let dt = step.next() - step.sigma();
-        let d = slope(step.latent, &denoised.guided, step.sigma())?;
+        let aim = if self.cfg_pp { denoised.uncond()? } else { &denoised.guided };
+        let d = slope(step.latent, aim, step.sigma())?;
         let previous = self.previous.replace(d.clone());
         if step.next() == 0.0 {
             return Ok(Outcome::Next(denoised.guided.clone()));
         }
+        let (base, along) = if self.cfg_pp { (&denoised.guided, step.next()) } else { (step.latent, dt) };
         Ok(Outcome::Next(match previous {
-            None => linear(step.latent, &[(dt, &d)])?,
-            Some(previous) => linear(step.latent, &[(2.0 * dt, &d), (-dt, &previous)])?,
+            None => linear(base, &[(along, &d)])?,
+            Some(previous) => linear(base, &[(along + dt, &d), (-dt, &previous)])?,
         }))
-    }
-}
-
-/// The second-order exponential multistep of RES (Zhang et al. 2023), without noise.
-#[derive(Default)]
-pub(super) struct ResMultistep {
-    previous: Option<Tensor>,
-}
-
-impl Method for ResMultistep {
-    fn step(&mut self, step: Step<'_>, denoised: &Denoised) -> Result<Outcome> {
-        let previous = self.previous.replace(denoised.guided.clone());
-        let (Some(previous), Some(sigma_before), false) = (previous, step.previous(), step.next() == 0.0)
-        else {
-            let d = slope(step.latent, &denoised.guided, step.sigma())?;
-            return Ok(Outcome::Next(linear(step.latent, &[(step.next() - step.sigma(), &d)])?));
-        };
-        let (t_before, t, t_next) = (-ln(sigma_before), -ln(step.sigma()), -ln(step.next()));
-        let h = t_next - t;
-        let c2 = (t_before - t) / h;
-        let phi_1 = (-h).exp_m1() / -h;
-        let phi_2 = (phi_1 - 1.0) / -h;
-        let (b1, b2) = (phi_1 - phi_2 / c2, phi_2 / c2);
-        Ok(Outcome::Next(scaled(exp(-h), step.latent, &[(h * b1, &denoised.guided), (h * b2, &previous)])?))
     }
 }

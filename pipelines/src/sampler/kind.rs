@@ -25,6 +25,7 @@ pub enum SamplerKind {
     DpmFast,
     DpmAdaptive,
     Dpmpp2sAncestral,
+    Dpmpp2sAncestralCfgPp,
     DpmppSde,
     Dpmpp2m,
     Dpmpp2mCfgPp,
@@ -37,10 +38,16 @@ pub enum SamplerKind {
     IpndmV,
     Deis,
     ResMultistep,
+    ResMultistepCfgPp,
+    ResMultistepAncestral,
+    ResMultistepAncestralCfgPp,
     GradientEstimation,
+    GradientEstimationCfgPp,
     ErSde,
     Seeds2,
+    Seeds3,
     SaSolver,
+    SaSolverPece,
     Ddim,
     UniPc,
     UniPcBh2,
@@ -61,6 +68,7 @@ impl SamplerKind {
         Self::DpmFast,
         Self::DpmAdaptive,
         Self::Dpmpp2sAncestral,
+        Self::Dpmpp2sAncestralCfgPp,
         Self::DpmppSde,
         Self::Dpmpp2m,
         Self::Dpmpp2mCfgPp,
@@ -73,10 +81,16 @@ impl SamplerKind {
         Self::IpndmV,
         Self::Deis,
         Self::ResMultistep,
+        Self::ResMultistepCfgPp,
+        Self::ResMultistepAncestral,
+        Self::ResMultistepAncestralCfgPp,
         Self::GradientEstimation,
+        Self::GradientEstimationCfgPp,
         Self::ErSde,
         Self::Seeds2,
+        Self::Seeds3,
         Self::SaSolver,
+        Self::SaSolverPece,
         Self::Ddim,
         Self::UniPc,
         Self::UniPcBh2,
@@ -98,6 +112,7 @@ impl SamplerKind {
             Self::DpmFast => "dpm_fast",
             Self::DpmAdaptive => "dpm_adaptive",
             Self::Dpmpp2sAncestral => "dpmpp_2s_ancestral",
+            Self::Dpmpp2sAncestralCfgPp => "dpmpp_2s_ancestral_cfg_pp",
             Self::DpmppSde => "dpmpp_sde",
             Self::Dpmpp2m => "dpmpp_2m",
             Self::Dpmpp2mCfgPp => "dpmpp_2m_cfg_pp",
@@ -110,10 +125,16 @@ impl SamplerKind {
             Self::IpndmV => "ipndm_v",
             Self::Deis => "deis",
             Self::ResMultistep => "res_multistep",
+            Self::ResMultistepCfgPp => "res_multistep_cfg_pp",
+            Self::ResMultistepAncestral => "res_multistep_ancestral",
+            Self::ResMultistepAncestralCfgPp => "res_multistep_ancestral_cfg_pp",
             Self::GradientEstimation => "gradient_estimation",
+            Self::GradientEstimationCfgPp => "gradient_estimation_cfg_pp",
             Self::ErSde => "er_sde",
             Self::Seeds2 => "seeds_2",
+            Self::Seeds3 => "seeds_3",
             Self::SaSolver => "sa_solver",
+            Self::SaSolverPece => "sa_solver_pece",
             Self::Ddim => "ddim",
             Self::UniPc => "uni_pc",
             Self::UniPcBh2 => "uni_pc_bh2",
@@ -124,7 +145,16 @@ impl SamplerKind {
     /// negative prompt must be evaluated even at guidance scale 1.
     #[must_use]
     pub fn needs_uncond(self) -> bool {
-        matches!(self, Self::EulerCfgPp | Self::EulerAncestralCfgPp | Self::Dpmpp2mCfgPp)
+        matches!(
+            self,
+            Self::EulerCfgPp
+                | Self::EulerAncestralCfgPp
+                | Self::Dpmpp2sAncestralCfgPp
+                | Self::Dpmpp2mCfgPp
+                | Self::ResMultistepCfgPp
+                | Self::ResMultistepAncestralCfgPp
+                | Self::GradientEstimationCfgPp
+        )
     }
 
     /// Whether KSampler asks the scheduler for one step more and leaves out the last sigma before 0: methods whose
@@ -144,7 +174,9 @@ impl SamplerKind {
                 | Self::Dpmpp3mSde
                 | Self::Ddpm
                 | Self::Seeds2
+                | Self::Seeds3
                 | Self::SaSolver
+                | Self::SaSolverPece
                 | Self::UniPc
                 | Self::UniPcBh2
         )
@@ -164,13 +196,21 @@ impl SamplerKind {
                 | Self::Dpm2Ancestral
                 | Self::DpmFast
                 | Self::Dpmpp2sAncestral
+                | Self::Dpmpp2sAncestralCfgPp
                 | Self::Ddpm
                 | Self::Lcm
                 | Self::Ipndm
                 | Self::GradientEstimation
+                | Self::GradientEstimationCfgPp
                 | Self::Seeds2
                 | Self::Ddim
         )
+    }
+
+    /// Whether its steps are taken in the logarithm of the signal-to-noise ratio, whatever process the model has.
+    pub(super) fn is_logarithmic(self) -> bool {
+        matches!(self, Self::ErSde | Self::Seeds2 | Self::Seeds3 | Self::SaSolver | Self::SaSolverPece)
+            || self.is_brownian()
     }
 
     /// Whether the noise of its steps comes from one Brownian path.

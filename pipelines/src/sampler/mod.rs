@@ -19,6 +19,7 @@ mod euler;
 mod heun;
 mod history;
 mod kind;
+mod res;
 mod sa_solver;
 mod seeds;
 mod uni_pc;
@@ -29,10 +30,13 @@ pub use kind::{SamplerKind, noise_for};
 use candle_core::Tensor;
 
 use crate::noise::{NoiseError, StepNoise};
-use crate::schedule::ModelSampling;
+use crate::schedule::{ModelSampling, Process};
 use dpmpp_sde::Correction;
-use driver::Driver;
+use driver::{Driver, Run};
 use uni_pc::{UniPc, Variant};
+
+/// Share of a flow's run that methods in logarithms leave out where it begins in noise alone (ComfyUI).
+const FIRST_PERCENT: f64 = 1e-4;
 
 /// What can go wrong in a sampler.
 #[derive(Debug, thiserror::Error)]
@@ -125,6 +129,9 @@ pub trait Sampler: Send {
     /// failed. The sampler is not usable afterwards.
     fn advance(&mut self, denoised: &Denoised) -> Result<Advance>;
 
+    /// Whether what was asked for last is a step's first evaluation, which ComfyUI shows as the step's picture.
+    fn opens_step(&self) -> bool;
+
     /// Steps that are done, for progress; a step may take several evaluations.
     fn completed_steps(&self) -> usize;
 
@@ -159,48 +166,53 @@ pub fn start(
             steps.push(sigma);
         }
     }
+    let process = model.process();
+    if let [first, _, ..] = steps.as_mut_slice()
+        && process == Process::Flow
+        && kind.is_logarithmic()
+        && *first >= 1.0
+    {
+        // Where there is noise alone, the logarithm of the signal's share is none.
+        *first = model.percent_to_sigma(FIRST_PERCENT);
+    }
+    let run = Run { latent, sigmas: steps, process, noise };
     Ok(match kind {
-        SamplerKind::Euler | SamplerKind::Ddim => Driver::start(euler::Euler, latent, steps, noise),
-        SamplerKind::EulerCfgPp => {
-            Driver::start(euler::EulerCfgPp { ancestral: false }, latent, steps, noise)
-        }
-        SamplerKind::EulerAncestral => Driver::start(euler::EulerAncestral, latent, steps, noise),
-        SamplerKind::EulerAncestralCfgPp => {
-            Driver::start(euler::EulerCfgPp { ancestral: true }, latent, steps, noise)
-        }
-        SamplerKind::Heun => Driver::start(heun::Heun::default(), latent, steps, noise),
-        SamplerKind::Heunpp2 => Driver::start(heun::Heunpp2::default(), latent, steps, noise),
-        SamplerKind::Dpm2 => Driver::start(dpm2::Dpm2::new(false), latent, steps, noise),
-        SamplerKind::Dpm2Ancestral => Driver::start(dpm2::Dpm2::new(true), latent, steps, noise),
-        SamplerKind::Lms => Driver::start(history::Lms::new(), latent, steps, noise),
-        SamplerKind::DpmFast => dpm_solver::DpmFast::start(latent, &steps, noise),
-        SamplerKind::DpmAdaptive => dpm_solver::DpmAdaptive::start(latent, &steps),
-        SamplerKind::Dpmpp2sAncestral => {
-            Driver::start(dpmpp::Dpmpp2sAncestral::default(), latent, steps, noise)
-        }
-        SamplerKind::DpmppSde => Driver::start(dpmpp_sde::DpmppSde::default(), latent, steps, noise),
-        SamplerKind::Dpmpp2m => Driver::start(dpmpp::Dpmpp2m::default(), latent, steps, noise),
-        SamplerKind::Dpmpp2mCfgPp => Driver::start(dpmpp::Dpmpp2mCfgPp::default(), latent, steps, noise),
-        SamplerKind::Dpmpp2mSde => {
-            Driver::start(dpmpp_sde::Dpmpp2mSde::new(Correction::Midpoint), latent, steps, noise)
-        }
-        SamplerKind::Dpmpp2mSdeHeun => {
-            Driver::start(dpmpp_sde::Dpmpp2mSde::new(Correction::Heun), latent, steps, noise)
-        }
-        SamplerKind::Dpmpp3mSde => Driver::start(dpmpp_sde::Dpmpp3mSde::new(), latent, steps, noise),
-        SamplerKind::Ddpm => Driver::start(ddpm::Ddpm, latent, steps, noise),
-        SamplerKind::Lcm => Driver::start(ddpm::Lcm, latent, steps, noise),
-        SamplerKind::Ipndm => Driver::start(history::Ipndm::new(), latent, steps, noise),
-        SamplerKind::IpndmV => Driver::start(history::IpndmV::new(), latent, steps, noise),
-        SamplerKind::Deis => Driver::start(deis::Deis::new(), latent, steps, noise),
-        SamplerKind::ResMultistep => Driver::start(history::ResMultistep::default(), latent, steps, noise),
-        SamplerKind::GradientEstimation => {
-            Driver::start(history::GradientEstimation::default(), latent, steps, noise)
-        }
-        SamplerKind::ErSde => Driver::start(er_sde::ErSde::default(), latent, steps, noise),
-        SamplerKind::Seeds2 => Driver::start(seeds::Seeds2::default(), latent, steps, noise),
-        SamplerKind::SaSolver => Driver::start(sa_solver::SaSolver::new(model), latent, steps, noise),
-        SamplerKind::UniPc => UniPc::start(Variant::Bh1, &latent, steps)?,
-        SamplerKind::UniPcBh2 => UniPc::start(Variant::Bh2, &latent, steps)?,
+        SamplerKind::Euler | SamplerKind::Ddim => Driver::start(euler::Euler, run),
+        SamplerKind::EulerCfgPp => Driver::start(euler::EulerCfgPp { ancestral: false }, run),
+        SamplerKind::EulerAncestral => Driver::start(euler::EulerAncestral, run),
+        SamplerKind::EulerAncestralCfgPp => Driver::start(euler::EulerCfgPp { ancestral: true }, run),
+        SamplerKind::Heun => Driver::start(heun::Heun::default(), run),
+        SamplerKind::Heunpp2 => Driver::start(heun::Heunpp2::default(), run),
+        SamplerKind::Dpm2 => Driver::start(dpm2::Dpm2::new(false), run),
+        SamplerKind::Dpm2Ancestral => Driver::start(dpm2::Dpm2::new(true), run),
+        SamplerKind::Lms => Driver::start(history::Lms::new(), run),
+        SamplerKind::DpmFast => dpm_solver::DpmFast::start(run),
+        SamplerKind::DpmAdaptive => dpm_solver::DpmAdaptive::start(run),
+        SamplerKind::Dpmpp2sAncestral => Driver::start(dpmpp::Dpmpp2sAncestral::default(), run),
+        SamplerKind::Dpmpp2sAncestralCfgPp => Driver::start(dpmpp::Dpmpp2sAncestralCfgPp::default(), run),
+        SamplerKind::DpmppSde => Driver::start(dpmpp_sde::DpmppSde::default(), run),
+        SamplerKind::Dpmpp2m => Driver::start(dpmpp::Dpmpp2m::default(), run),
+        SamplerKind::Dpmpp2mCfgPp => Driver::start(dpmpp::Dpmpp2mCfgPp::default(), run),
+        SamplerKind::Dpmpp2mSde => Driver::start(dpmpp_sde::Dpmpp2mSde::new(Correction::Midpoint), run),
+        SamplerKind::Dpmpp2mSdeHeun => Driver::start(dpmpp_sde::Dpmpp2mSde::new(Correction::Heun), run),
+        SamplerKind::Dpmpp3mSde => Driver::start(dpmpp_sde::Dpmpp3mSde::new(), run),
+        SamplerKind::Ddpm => Driver::start(ddpm::Ddpm, run),
+        SamplerKind::Lcm => Driver::start(ddpm::Lcm, run),
+        SamplerKind::Ipndm => Driver::start(history::Ipndm::new(), run),
+        SamplerKind::IpndmV => Driver::start(history::IpndmV::new(), run),
+        SamplerKind::Deis => Driver::start(deis::Deis::new(), run),
+        SamplerKind::ResMultistep => Driver::start(res::ResMultistep::new(false, false), run),
+        SamplerKind::ResMultistepCfgPp => Driver::start(res::ResMultistep::new(false, true), run),
+        SamplerKind::ResMultistepAncestral => Driver::start(res::ResMultistep::new(true, false), run),
+        SamplerKind::ResMultistepAncestralCfgPp => Driver::start(res::ResMultistep::new(true, true), run),
+        SamplerKind::GradientEstimation => Driver::start(history::GradientEstimation::new(false), run),
+        SamplerKind::GradientEstimationCfgPp => Driver::start(history::GradientEstimation::new(true), run),
+        SamplerKind::ErSde => Driver::start(er_sde::ErSde::default(), run),
+        SamplerKind::Seeds2 => Driver::start(seeds::Seeds2::default(), run),
+        SamplerKind::Seeds3 => Driver::start(seeds::Seeds3::default(), run),
+        SamplerKind::SaSolver => Driver::start(sa_solver::SaSolver::new(model, false), run),
+        SamplerKind::SaSolverPece => Driver::start(sa_solver::SaSolver::new(model, true), run),
+        SamplerKind::UniPc => UniPc::start(Variant::Bh1, run)?,
+        SamplerKind::UniPcBh2 => UniPc::start(Variant::Bh2, run)?,
     })
 }

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use candle_core::Tensor;
 
 use super::arithmetic::{linear, scaled, solve};
+use super::driver::Run;
 use super::{Advance, Denoised, Result, Sampler, SamplerError};
 
 /// Highest order.
@@ -53,11 +54,8 @@ pub(super) struct UniPc {
 
 impl UniPc {
     /// `sigmas` fall strictly; fewer than two are no run.
-    pub(super) fn start(
-        variant: Variant,
-        latent: &Tensor,
-        mut sigmas: Vec<f32>,
-    ) -> Result<(Box<dyn Sampler>, Advance)> {
+    pub(super) fn start(variant: Variant, run: Run) -> Result<(Box<dyn Sampler>, Advance)> {
+        let Run { latent, mut sigmas, .. } = run;
         let steps = sigmas.len().saturating_sub(1);
         let first = match sigmas.as_mut_slice() {
             [] | [_] => Advance::Done(latent.clone()),
@@ -80,7 +78,7 @@ impl UniPc {
             // A run of one step has no second evaluation to correct with; it takes the first-order step.
             order: ORDER.min(steps.saturating_sub(1)).max(1),
             index: 0,
-            latent: scaled(scale, latent, &[])?,
+            latent: scaled(scale, &latent, &[])?,
             evaluations: VecDeque::with_capacity(ORDER),
             prediction: None,
         };
@@ -182,6 +180,10 @@ impl Sampler for UniPc {
         }
         self.prediction = Some(prediction);
         Ok(Advance::Evaluate { latent: scaled((sigma * sigma + 1.0).sqrt(), &predicted, &[])?, sigma })
+    }
+
+    fn opens_step(&self) -> bool {
+        true
     }
 
     fn completed_steps(&self) -> usize {

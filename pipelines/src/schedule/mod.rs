@@ -4,10 +4,12 @@
 mod beta;
 pub mod explicit;
 mod model_sampling;
+mod process;
 mod scheduler;
 
 pub use model_sampling::{ModelSampling, Prediction};
 pub(crate) use model_sampling::{exp, ln};
+pub use process::Process;
 pub(crate) use scheduler::linspace;
 pub use scheduler::{MAX_STEPS, Scheduler, sigmas};
 

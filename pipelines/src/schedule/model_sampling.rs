@@ -1,7 +1,11 @@
-//! What a network predicts and at which noise levels it was trained: ComfyUI's `ModelSamplingDiscrete` with each kind
-//! of prediction that its node of this name offers, for Stable Diffusion 1.5 and SDXL.
+//! What a network predicts and at which noise levels it was trained. For Stable Diffusion 1.5 and SDXL this is ComfyUI's
+//! `ModelSamplingDiscrete` with each kind of prediction that its node of this name offers; for models that predict a
+//! flow its `ModelSamplingDiscreteFlow` (Stable Diffusion 3, AuraFlow and Qwen-Image, which differ in the shift and in
+//! what the network is told), whose shift is equation 23 of Esser et al. 2024.
 
 use candle_core::{Result, Tensor};
+
+use super::process::Process;
 
 /// Timesteps a discrete model was trained on.
 const TIMESTEPS: usize = 1000;
@@ -31,17 +35,35 @@ pub enum Prediction {
     Lcm,
     /// The picture itself, from a latent that is not scaled for the network.
     ImgToImg,
+    /// The way from picture to noise, `noise - picture`, of a latent that mixes the two ([`Process::Flow`]).
+    Flow,
 }
 
-/// A discrete model's noise levels and the maps between latents, network inputs and network outputs.
+/// A model's noise levels and the maps between latents, network inputs and network outputs.
 #[derive(Debug, Clone)]
 pub struct ModelSampling {
     prediction: Prediction,
-    /// Timesteps from one entry of the table to the next.
-    stride: usize,
-    /// Sigma of every `stride`-th timestep, rising.
+    /// Sigma of every timestep that the model has, rising.
     sigmas: Vec<f32>,
-    log_sigmas: Vec<f32>,
+    timesteps: Timesteps,
+}
+
+/// How timesteps, which the network is told, go with sigmas.
+#[derive(Debug, Clone)]
+enum Timesteps {
+    /// Whole numbers, by a table.
+    Table {
+        /// Timesteps from one entry of the table to the next.
+        stride: usize,
+        log_sigmas: Vec<f32>,
+    },
+    /// Any, by a formula.
+    Flow {
+        /// How far noise levels are moved up: 1 leaves them evenly spread.
+        shift: f64,
+        /// The timestep of noise alone.
+        multiplier: f64,
+    },
 }
 
 impl ModelSampling {
@@ -67,6 +89,18 @@ impl ModelSampling {
         Self::of(prediction, &sigmas)
     }
 
+    /// The schedule of models that predict a flow: sigmas from 0.001 to 1, moved up by `shift` (above 0; Stable
+    /// Diffusion 3 has 3, AuraFlow 1.73, ComfyUI's Qwen-Image workflow 3.1), and timesteps up to `multiplier` (1000
+    /// for Stable Diffusion 3, 1 for AuraFlow and Qwen-Image).
+    #[must_use]
+    pub fn flow(shift: f64, multiplier: f64) -> Self {
+        let timesteps = Timesteps::Flow { shift, multiplier };
+        let mut sampling = Self { prediction: Prediction::Flow, sigmas: Vec::new(), timesteps };
+        let share = |t: usize| t as f32 / TIMESTEPS as f32;
+        sampling.sigmas = (1..=TIMESTEPS).map(|t| sampling.sigma(share(t) * multiplier as f32)).collect();
+        sampling
+    }
+
     /// From the sigma of each timestep.
     fn of(prediction: Prediction, exact: &[f64]) -> Self {
         if prediction == Prediction::Lcm {
@@ -74,13 +108,22 @@ impl ModelSampling {
             let kept = exact.iter().skip(stride - 1).step_by(stride);
             let sigmas: Vec<f32> = kept.map(|&sigma| sigma as f32).collect();
             let log_sigmas = sigmas.iter().map(|&sigma| ln(sigma)).collect();
-            return Self { prediction, stride, sigmas, log_sigmas };
+            return Self { prediction, sigmas, timesteps: Timesteps::Table { stride, log_sigmas } };
         }
+        let log_sigmas = exact.iter().map(|sigma| sigma.ln() as f32).collect();
         Self {
             prediction,
-            stride: 1,
             sigmas: exact.iter().map(|&sigma| sigma as f32).collect(),
-            log_sigmas: exact.iter().map(|sigma| sigma.ln() as f32).collect(),
+            timesteps: Timesteps::Table { stride: 1, log_sigmas },
+        }
+    }
+
+    /// How a picture and its noise share the network's latents.
+    #[must_use]
+    pub fn process(&self) -> Process {
+        match self.prediction {
+            Prediction::Flow => Process::Flow,
+            _ => Process::Exploding,
         }
     }
 
@@ -108,62 +151,84 @@ impl ModelSampling {
         self.sigmas[self.sigmas.len() - 1]
     }
 
-    /// The timestep whose sigma is nearest in the logarithm: what the network is told. A whole number; the lower of
-    /// two equally near.
+    /// What the network is told of a noise level. Of a table, the timestep whose sigma is nearest in the logarithm: a
+    /// whole number, the lower of two equally near. Of a flow, sigma times the timestep of noise alone.
     #[must_use]
     pub fn timestep(&self, sigma: f32) -> f32 {
+        let (stride, log_sigmas) = match &self.timesteps {
+            Timesteps::Table { stride, log_sigmas } => (*stride, log_sigmas),
+            Timesteps::Flow { multiplier, .. } => return sigma * *multiplier as f32,
+        };
         let log_sigma = ln(sigma);
-        let distance = |index: usize| (log_sigma - self.log_sigmas[index]).abs();
+        let distance = |index: usize| (log_sigma - log_sigmas[index]).abs();
         let mut best = 0;
-        for index in 1..self.log_sigmas.len() {
+        for index in 1..log_sigmas.len() {
             if distance(index) < distance(best) {
                 best = index;
             }
         }
-        (best * self.stride + self.stride - 1) as f32
+        (best * stride + stride - 1) as f32
     }
 
-    /// Sigma at a timestep, which may lie between whole ones and is cut to the table.
+    /// Sigma at a timestep. It may lie between whole ones, and is cut to the table where there is one. A flow's is
+    /// shifted, so that this is not the inverse of [`timestep`](Self::timestep).
     #[must_use]
     pub fn sigma(&self, timestep: f32) -> f32 {
-        let t = (timestep - (self.stride - 1) as f32) / self.stride as f32;
-        let t = t.clamp(0.0, (self.log_sigmas.len() - 1) as f32);
+        let (stride, log_sigmas) = match &self.timesteps {
+            Timesteps::Table { stride, log_sigmas } => (*stride, log_sigmas),
+            Timesteps::Flow { shift, multiplier } => {
+                let t = timestep / *multiplier as f32;
+                // Each operation rounds, as torch's do.
+                return match *shift {
+                    1.0 => t,
+                    shift => (shift as f32 * t) / (1.0 + (shift - 1.0) as f32 * t),
+                };
+            }
+        };
+        let t = (timestep - (stride - 1) as f32) / stride as f32;
+        let t = t.clamp(0.0, (log_sigmas.len() - 1) as f32);
         let (low, high) = (t.floor() as usize, t.ceil() as usize);
         let weight = t - t.trunc();
-        exp((1.0 - weight) * self.log_sigmas[low] + weight * self.log_sigmas[high])
+        exp((1.0 - weight) * log_sigmas[low] + weight * log_sigmas[high])
     }
 
     /// Sigma at which `percent` (0 to 1) of the run's timesteps are done: what ControlNet ranges are given in.
-    /// 0 is a sigma above every other, 1 is 0.
+    /// 0 is a sigma above every other (of a flow, 1), 1 is 0.
     #[must_use]
     pub fn percent_to_sigma(&self, percent: f64) -> f32 {
-        if percent <= 0.0 {
-            999_999_999.9
-        } else if percent >= 1.0 {
-            0.0
-        } else {
-            self.sigma(((1.0 - percent) * 999.0) as f32)
+        if percent >= 1.0 {
+            return 0.0;
+        }
+        match self.timesteps {
+            Timesteps::Table { .. } if percent <= 0.0 => 999_999_999.9,
+            Timesteps::Table { .. } => self.sigma(((1.0 - percent) * 999.0) as f32),
+            Timesteps::Flow { .. } if percent <= 0.0 => 1.0,
+            Timesteps::Flow { shift, .. } => {
+                let t = 1.0 - percent;
+                (shift * t / (1.0 + (shift - 1.0) * t)) as f32
+            }
         }
     }
 
-    /// The network's input: `x / √(sigma² + 1)`, or `x` itself with [`Prediction::ImgToImg`].
+    /// The network's input: `x / √(sigma² + 1)`, or `x` itself with [`Prediction::ImgToImg`] and [`Prediction::Flow`].
     ///
     /// # Errors
     /// The tensor library failed.
     pub fn scale_input(&self, x: &Tensor, sigma: f32) -> Result<Tensor> {
-        if self.prediction == Prediction::ImgToImg {
+        if matches!(self.prediction, Prediction::ImgToImg | Prediction::Flow) {
             return Ok(x.clone());
         }
         x.affine(1.0 / f64::from((sigma * sigma + 1.0).sqrt()), 0.0)
     }
 
-    /// The picture that the network's output means, as a latent: `x - sigma * output` for epsilon.
+    /// The picture that the network's output means, as a latent: `x - sigma * output` for epsilon
+    /// and for a flow.
     ///
     /// # Errors
     /// The shapes differ, or the tensor library failed.
     pub fn denoised(&self, x: &Tensor, model_output: &Tensor, sigma: f32) -> Result<Tensor> {
         match self.prediction {
-            Prediction::Epsilon => x - model_output.affine(f64::from(sigma), 0.0)?,
+            Prediction::Epsilon | Prediction::Flow => x - model_output.affine(f64::from(sigma), 0.0)?,
             Prediction::X0 | Prediction::ImgToImg => Ok(model_output.clone()),
             Prediction::Lcm => {
                 /// What the authors scale timesteps by, and the variance of the data.
@@ -190,7 +255,8 @@ impl ModelSampling {
     }
 
     /// The latent a run starts from: `noise * sigma + latent`, or `noise * √(1 + sigma²) + latent` where the run
-    /// begins from pure noise (`max_denoise`; see [`is_max_denoise`](Self::is_max_denoise)).
+    /// begins from pure noise (`max_denoise`; see [`is_max_denoise`](Self::is_max_denoise)). Of a flow, the mixture
+    /// `noise * sigma + latent * (1 - sigma)` in either case.
     ///
     /// # Errors
     /// The shapes differ, or the tensor library failed.
@@ -201,8 +267,12 @@ impl ModelSampling {
         sigma: f32,
         max_denoise: bool,
     ) -> Result<Tensor> {
-        let scale = if max_denoise { (1.0 + sigma * sigma).sqrt() } else { sigma };
-        noise.affine(f64::from(scale), 0.0)? + latent
+        match self.process() {
+            Process::Exploding if max_denoise => {
+                noise.affine(f64::from((1.0 + sigma * sigma).sqrt()), 0.0)? + latent
+            }
+            process => process.noised(latent, noise, sigma),
+        }
     }
 }
 

@@ -163,6 +163,9 @@ fn ksampler_sigmas(
 /// Evenly spaced timesteps, both ends included.
 fn normal(model: &ModelSampling, steps: usize) -> Vec<f32> {
     let (start, end) = (model.timestep(model.sigma_max()), model.timestep(model.sigma_min()));
+    if is_zero(model.sigma(end)) {
+        return linspace(start, end, steps + 1).map(|t| model.sigma(t)).collect();
+    }
     with_zero(linspace(start, end, steps).map(|t| model.sigma(t)))
 }
 
@@ -182,9 +185,16 @@ fn simple(model: &ModelSampling, steps: usize) -> Vec<f32> {
 /// DDIM's own spacing: every n-th entry of the table from the second on, so the count may differ from `steps`.
 fn ddim_uniform(model: &ModelSampling, steps: usize) -> Vec<f32> {
     let table = model.table();
-    let stride = (table.len() / steps).max(1);
+    let ends_at_zero = table.get(1).copied().is_some_and(is_zero);
+    let stride = (table.len() / (steps + usize::from(ends_at_zero))).max(1);
     let rising: Vec<f32> = table.iter().copied().skip(1).step_by(stride).collect();
-    with_zero(rising.into_iter().rev())
+    let falling = rising.into_iter().rev();
+    if ends_at_zero { falling.collect() } else { with_zero(falling) }
+}
+
+/// Whether a sigma stands for 0, so that no other is added (a flow's of a small shift).
+fn is_zero(sigma: f32) -> bool {
+    sigma.abs() <= 1e-5
 }
 
 /// Half the steps in a line through the first 2.5% of the noise, the rest quadratic (Genmo's Mochi).
