@@ -370,8 +370,14 @@ impl Inner {
         self.metrics.comfy_cache_bytes.set(bytes);
     }
 
-    fn check(&self, prompt: Ordered, targets: Option<&[String]>) -> Result<Passed, Refused> {
-        let checked = catch_unwind(AssertUnwindSafe(|| self.runner.check(prompt, targets)));
+    fn check(
+        &self,
+        prompt: Ordered,
+        targets: Option<&[String]>,
+        extra_data: &Ordered,
+    ) -> Result<Passed, Refused> {
+        let extra = extra_data.get("extra_pnginfo");
+        let checked = catch_unwind(AssertUnwindSafe(|| self.runner.check(prompt, targets, extra)));
         checked.unwrap_or(Err(Rejected { error: String::new(), node_errors: String::new() })).map_err(
             |rejected| {
                 if rejected.error.is_empty() { Refused::Defect } else { Refused::Invalid(rejected) }
@@ -400,17 +406,17 @@ impl Inner {
         SECRETS.iter().for_each(|secret| {
             extra_data.shift_remove(*secret);
         });
+        let extra_data = Arc::new(Ordered::Object(extra_data));
         let nodes = ids(&prompt);
         let passed = {
             let _turn = self.checks.acquire().await.map_err(|_| Refused::Draining)?;
-            let inner = Arc::clone(&self);
-            let check = move || inner.check(prompt, targets.as_deref());
+            let (inner, extra_data) = (Arc::clone(&self), Arc::clone(&extra_data));
+            let check = move || inner.check(prompt, targets.as_deref(), &extra_data);
             tokio::task::spawn_blocking(check).await.unwrap_or(Err(Refused::Defect))
         };
         let passed = passed.inspect_err(|_| {
             self.metrics.comfy_prompts.get_or_create(&ByEnd { outcome: "refused" }).inc();
         })?;
-        let extra_data = Ordered::Object(extra_data);
         let item = item(&numbered.shown, &id, &passed.prompt, &extra_data, &passed.outputs);
         let row = self.next.fetch_add(1, Ordering::SeqCst);
         let kept = Unfinished { number: row, owner: owner.clone(), item: item.clone(), starts: 0 };
@@ -466,7 +472,9 @@ impl Inner {
         let checked = if starts >= MOST_STARTS {
             Err(format!("the server ended {starts} times while this prompt ran; it is not tried again"))
         } else {
-            self.check(prompt, Some(&outputs)).map_err(|refused| refused.to_string())
+            // What went to another ComfyUI had no outputs of Darkroom's choosing.
+            let outputs = Some(&*outputs).filter(|outputs| !outputs.is_empty());
+            self.check(prompt, outputs, &extra_data).map_err(|refused| refused.to_string())
         };
         let prompt = Arc::new(self.prompt(row, owner, id.into(), rank, item, nodes, &extra_data));
         match checked {

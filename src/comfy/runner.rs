@@ -14,7 +14,12 @@ pub trait Runner: Send + Sync + 'static {
     ///
     /// # Errors
     /// When nothing of it can be run.
-    fn check(&self, prompt: Ordered, targets: Option<&[String]>) -> Result<Passed, Rejected>;
+    fn check(
+        &self,
+        prompt: Ordered,
+        targets: Option<&[String]>,
+        extra_pnginfo: Option<&Ordered>,
+    ) -> Result<Passed, Rejected>;
 
     /// Takes what no prompt uses from memory: outputs of nodes that were kept, and, if `models`, weights as well.
     fn free(&self, models: bool, cache: bool);

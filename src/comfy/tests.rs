@@ -23,7 +23,7 @@ struct ToyWork {
 }
 
 impl Runner for Toy {
-    fn check(&self, prompt: Ordered, _: Option<&[String]>) -> Result<Passed, Rejected> {
+    fn check(&self, prompt: Ordered, _: Option<&[String]>, _: Option<&Ordered>) -> Result<Passed, Rejected> {
         let node = prompt.get("1");
         let text = |name| node.and_then(|node| node.get(name)).and_then(Ordered::as_str).map(str::to_owned);
         let class = text("class_type").filter(|class| ["Show", "Wait", "Panic"].contains(&class.as_str()));

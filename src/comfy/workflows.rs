@@ -33,7 +33,12 @@ fn rejected(refusal: &Refusal) -> Rejected {
 }
 
 impl Runner for WorkflowRunner {
-    fn check(&self, prompt: Ordered, targets: Option<&[String]>) -> Result<Passed, Rejected> {
+    fn check(
+        &self,
+        prompt: Ordered,
+        targets: Option<&[String]>,
+        _: Option<&Ordered>,
+    ) -> Result<Passed, Rejected> {
         let graph = Graph::new(prompt).map_err(|error| rejected(&error.into()))?;
         let checked = self.workflows.check(&graph, targets).map_err(|refusal| rejected(&refusal))?;
         Ok(Passed {

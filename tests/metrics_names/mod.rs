@@ -4,7 +4,7 @@
 pub(crate) type Metric = (&'static str, bool, &'static [&'static str]);
 
 /// Everything at `/metrics`.
-pub(crate) const METRICS: [Metric; 22] = [
+pub(crate) const METRICS: [Metric; 23] = [
     ("darkroom_queue_tasks", false, &["priority"]),
     ("darkroom_queue_wait_seconds", true, &["priority"]),
     ("darkroom_step_batch_size", true, &[]),
@@ -27,4 +27,5 @@ pub(crate) const METRICS: [Metric; 22] = [
     ("darkroom_comfy_running", false, &[]),
     ("darkroom_comfy_sockets", false, &[]),
     ("darkroom_comfy_cache_bytes", false, &[]),
+    ("darkroom_comfy_upstream_prompts_total", false, &[]),
 ];

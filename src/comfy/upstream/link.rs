@@ -12,6 +12,7 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 use url::Url;
 
 use crate::comfy::runner::Rejected;
+use crate::workflow::Ordered;
 
 /// Longest that one request may take.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -114,12 +115,19 @@ impl Link {
         &self,
         prompt: &str,
         targets: Option<&[String]>,
+        extra_pnginfo: Option<&Ordered>,
         client: &str,
     ) -> Result<Result<Taken, Rejected>, LinkError> {
         const PATH: &str = "/prompt";
         let targets = targets.map(|targets| format!(",\"partial_execution_targets\":{}", json!(targets)));
-        let body =
-            format!("{{\"prompt\":{prompt},\"client_id\":{}{}}}", json!(client), targets.unwrap_or_default());
+        let extra = extra_pnginfo.and_then(|extra| serde_json::to_string(extra).ok());
+        let extra = extra.map(|extra| format!(",\"extra_data\":{{\"extra_pnginfo\":{extra}}}"));
+        let body = format!(
+            "{{\"prompt\":{prompt},\"client_id\":{}{}{}}}",
+            json!(client),
+            targets.unwrap_or_default(),
+            extra.unwrap_or_default()
+        );
         let request = self.http.post(self.at(PATH)).header("content-type", "application/json").body(body);
         let (status, answer) = self.send(PATH, request).await?;
         let answer: Json = serde_json::from_slice(&answer).map_err(|error| LinkError::Request {

@@ -95,12 +95,18 @@ impl WithUpstream {
     }
 
     /// Hands a prompt over. It is queued there from now on.
-    async fn hand_over(&self, prompt: &Ordered, targets: Option<&[String]>) -> Result<Passed, Rejected> {
+    async fn hand_over(
+        &self,
+        prompt: &Ordered,
+        targets: Option<&[String]>,
+        extra_pnginfo: Option<&Ordered>,
+    ) -> Result<Passed, Rejected> {
         let unreachable = |error: LinkError| rejected("upstream_unreachable", &error.to_string());
         files::upload_inputs(&self.link, &self.folders, prompt).await.map_err(unreachable)?;
         let socket = Socket::open(&self.link).await.map_err(unreachable)?;
         let text = serde_json::to_string(prompt).unwrap_or_default();
-        let answer = self.link.submit(&text, targets, socket.id()).await.map_err(unreachable)?;
+        let answer =
+            self.link.submit(&text, targets, extra_pnginfo, socket.id()).await.map_err(unreachable)?;
         let answer = match answer {
             Ok(answer) => answer,
             Err(refused) => return Err(refused),
@@ -124,8 +130,13 @@ impl WithUpstream {
 }
 
 impl Runner for WithUpstream {
-    fn check(&self, prompt: Ordered, targets: Option<&[String]>) -> Result<Passed, Rejected> {
-        let refused = match self.own.check(prompt.clone(), targets) {
+    fn check(
+        &self,
+        prompt: Ordered,
+        targets: Option<&[String]>,
+        extra_pnginfo: Option<&Ordered>,
+    ) -> Result<Passed, Rejected> {
+        let refused = match self.own.check(prompt.clone(), targets, extra_pnginfo) {
             Err(refused) => refused,
             passed => return passed,
         };
@@ -135,7 +146,7 @@ impl Runner for WithUpstream {
         }
         self.count(&missing);
         tracing::info!(nodes = missing.join(", "), "a prompt goes to the ComfyUI behind this server");
-        self.runtime.block_on(self.hand_over(&prompt, targets))
+        self.runtime.block_on(self.hand_over(&prompt, targets, extra_pnginfo))
     }
 
     fn free(&self, models: bool, cache: bool) {

@@ -3,7 +3,7 @@
 use serde_json::{Map, Number, Value as Json, json};
 
 use super::{ChoicesOf, PromptError};
-use crate::workflow::interface::{Input, Socket, input_info};
+use crate::workflow::interface::{Choices, Input, Socket, input_info};
 use crate::workflow::ordered::Ordered;
 use crate::workflow::python;
 
@@ -160,6 +160,14 @@ fn in_range(
     Ok(())
 }
 
+/// The name under which the same weights are safe to load: workflows name upscalers and detectors by the pickles that
+/// they are published as, and a converted file beside stands for one.
+fn as_safetensors(name: &str) -> Option<String> {
+    const PICKLES: [&str; 5] = [".pth", ".pt", ".ckpt", ".bin", ".pkl"];
+    let stem = PICKLES.iter().find_map(|extension| name.strip_suffix(extension))?;
+    Some(format!("{stem}.safetensors"))
+}
+
 fn in_list(
     value: &Ordered,
     input: &Input,
@@ -167,7 +175,13 @@ fn in_list(
     tagged: bool,
     choices: &ChoicesOf<'_>,
 ) -> Result<(), Box<PromptError>> {
-    let known = |value: &Ordered| value.as_str().is_some_and(|text| list.iter().any(|choice| choice == text));
+    let weights = matches!(input.socket, Socket::Combo { choices: Choices::Models { .. }, .. });
+    let listed = |name: &str| list.iter().any(|choice| choice == name);
+    let known = |value: &Ordered| {
+        value.as_str().is_some_and(|text| {
+            listed(text) || (weights && as_safetensors(text).is_some_and(|name| listed(&name)))
+        })
+    };
     let several = input.options.get("multiselect").is_some_and(|flag| *flag == json!(true));
     let good = match value {
         Ordered::Array(items) if several => items.iter().all(known),
