@@ -102,7 +102,7 @@ pub struct Sample {
     guidance: Guidance,
     repaint: Option<Repaint>,
     steps: usize,
-    /// What the last evaluation took the finished latent to be.
+    /// What the last step's first evaluation took the finished latent to be.
     denoised: Option<Tensor>,
 }
 
@@ -142,7 +142,7 @@ impl Sample {
     }
 
     /// The latent to show while this sample is under way, `[4, h/8, w/8]` in the network's scale: the finished one,
-    /// else what the last evaluation took it to be, else the noise it starts from.
+    /// else what the last step took it to be, else the noise it starts from.
     pub fn preview_latent(&self) -> &Tensor {
         match (&self.state, &self.denoised) {
             (State::Done(latent), _) | (State::Running { .. }, Some(latent)) => latent,
@@ -150,7 +150,8 @@ impl Sample {
         }
     }
 
-    /// What the last evaluation took the finished latent to be, `[4, h/8, w/8]` in the network's scale.
+    /// What the last step's first evaluation took the finished latent to be, `[4, h/8, w/8]` in the network's scale:
+    /// what ComfyUI shows of a step.
     pub fn last_denoised(&self) -> Option<&Tensor> {
         self.denoised.as_ref()
     }
@@ -226,7 +227,9 @@ impl Sample {
             Some(repaint) => repaint.blend(&guided, &repaint.latent, evaluation.sigma)?,
             None => guided,
         };
-        self.denoised = Some(guided.clone());
+        if sampler.opens_step() {
+            self.denoised = Some(guided.clone());
+        }
         match sampler.advance(&Denoised { guided, uncond })? {
             Advance::Evaluate { latent, sigma } => {
                 if let State::Running { latent: at, sigma: level, .. } = &mut self.state {

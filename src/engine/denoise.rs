@@ -21,7 +21,7 @@ pub(super) const LOOK: Duration = Duration::from_millis(50);
 pub struct Denoised {
     /// `[4, h/8, w/8]`, the network's scale.
     pub latent: Tensor,
-    /// What the last evaluation took the finished latent to be; `None` where there was no step.
+    /// What the last step took the finished latent to be, at its first evaluation. `None` where there was no step.
     pub denoised: Option<Tensor>,
 }
 
