@@ -40,7 +40,7 @@ struct Row<'s> {
     sampling: &'s ModelSampling,
     /// LoRAs that are not in the network's weights.
     loras: Option<&'s Arc<LoraSet>>,
-    free_u: Option<FreeUScales>,
+    free_u: &'s [FreeUScales],
 }
 
 impl Denoiser<'_> {
@@ -78,7 +78,7 @@ impl Denoiser<'_> {
                     placed,
                     sampling: guidance.sampling.as_deref().unwrap_or(self.sampling),
                     loras: loras(*index),
-                    free_u: guidance.free_u,
+                    free_u: &guidance.free_u,
                 });
             }
             ends.push(rows.len());
@@ -143,7 +143,11 @@ impl Denoiser<'_> {
         let (context, context_lengths) = pad_contexts(&contexts)?;
         let pooled: Vec<&Tensor> = rows.iter().filter_map(|row| row.placed.text.pooled.as_ref()).collect();
         let sizes: Vec<f32> = rows.iter().filter_map(|row| row.placed.size_ids).flatten().collect();
-        let free_u = rows.iter().enumerate().filter_map(|(i, row)| Some((i, row.free_u?))).collect();
+        let free_u = rows
+            .iter()
+            .enumerate()
+            .flat_map(|(i, row)| row.free_u.iter().map(move |scales| (i, *scales)))
+            .collect();
 
         let latent = Tensor::stack(&latents, 0)?;
         let timesteps = Tensor::from_vec(timesteps, rows.len(), self.device)?;

@@ -30,8 +30,10 @@ pub(crate) struct Guidance {
     pub(crate) loras: Option<Arc<LoraSet>>,
     /// What the network's output is taken for, where it is not the model's own choice.
     pub(crate) sampling: Option<Arc<ModelSampling>>,
-    /// How features are weighed on the way up.
-    pub(crate) free_u: Option<FreeUScales>,
+    /// Strengths of `CFGNorm`, one after the other.
+    pub(crate) cfg_norms: Vec<f64>,
+    /// How features are weighed on the way up, one after the other.
+    pub(crate) free_u: Vec<FreeUScales>,
 }
 
 /// Denoised latents of one evaluation.
@@ -60,16 +62,29 @@ impl Guidance {
         let positive = self.positive.iter().filter(|placed| placed.acts_at(sigma)).count();
         let (cond, uncond) = predictions.split_at(positive.min(predictions.len()));
         let cond = weigh(active(&self.positive, sigma), cond, x)?;
-        let Some(negative) = &self.negative else { return Ok(Guided { guided: cond, uncond: None }) };
+        let Some(negative) = &self.negative else {
+            return Ok(Guided { guided: self.normed(cond.clone(), &cond)?, uncond: None });
+        };
         let uncond = weigh(active(negative, sigma), uncond, x)?;
         let guided = if self.scale == 1.0 {
-            cond
+            cond.clone()
         } else if let Some(multiplier) = self.rescale {
             rescaled(x, sigma, &cond, &uncond, self.scale, multiplier)?
         } else {
             (&uncond + ((&cond - &uncond)? * self.scale)?)?
         };
-        Ok(Guided { guided, uncond: Some(uncond) })
+        Ok(Guided { guided: self.normed(guided, &cond)?, uncond: Some(uncond) })
+    }
+
+    /// ComfyUI's `CFGNorm`: in each cell the guided prediction is no longer, over its channels, than the prompt's.
+    fn normed(&self, mut guided: Tensor, cond: &Tensor) -> candle_core::Result<Tensor> {
+        const LEAST_NORM: f64 = 1e-8;
+        let norm = |tensor: &Tensor| tensor.sqr()?.sum_keepdim(0)?.sqrt();
+        for strength in &self.cfg_norms {
+            let share = (norm(cond)? / norm(&guided)?.affine(1.0, LEAST_NORM)?)?.clamp(0f32, 1f32)?;
+            guided = guided.broadcast_mul(&share.affine(*strength, 0.0)?)?;
+        }
+        Ok(guided)
     }
 }
 

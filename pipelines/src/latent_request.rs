@@ -14,6 +14,9 @@ use crate::request::{Limits, PIXELS_PER_CELL};
 use crate::sampler::SamplerKind;
 use crate::schedule::{MAX_STEPS, ModelSampling};
 
+/// Most changes of one kind that follow one another.
+const MAX_PATCHES: usize = 64;
+
 /// One latent to sample.
 #[derive(Debug, Clone)]
 pub struct LatentRequest {
@@ -48,10 +51,13 @@ pub struct LatentRequest {
     /// LoRAs to draw with; all of the pipeline's own making.
     pub loras: Option<Arc<LoraSet>>,
     /// What the network predicts and its noise levels, where a node says otherwise than the model
-    /// (`ModelSamplingDiscrete`).
+    /// (`ModelSamplingDiscrete`, `ModelSamplingSD3`, `ModelSamplingAuraFlow`).
     pub sampling: Option<Arc<ModelSampling>>,
-    /// `FreeU_V2`'s `[b1, b2, s1, s2]`.
-    pub free_u: Option<[f64; 4]>,
+    /// Strengths of `CFGNorm`, 0 to 100, one after the other: guidance makes no cell's prediction longer than the
+    /// prompt's, and then it is multiplied by the strength.
+    pub cfg_norms: Vec<f64>,
+    /// `[b1, b2, s1, s2]` of each `FreeU_V2`, one after the other.
+    pub free_u: Vec<[f64; 4]>,
 }
 
 /// Noise that a latent starts with.
@@ -102,8 +108,14 @@ impl LatentRequest {
         if self.rescale_cfg.is_some_and(|multiplier| !(0.0..=1.0).contains(&multiplier)) {
             return refuse("rescale_cfg", "must be 0 to 1".into());
         }
-        if self.free_u.is_some_and(|scales| !scales.iter().all(|scale| (0.0..=10.0).contains(scale))) {
+        if !self.cfg_norms.iter().all(|strength| (0.0..=100.0).contains(strength)) {
+            return refuse("cfg_norms", "must be 0 to 100 each".into());
+        }
+        if !self.free_u.iter().flatten().all(|scale| (0.0..=10.0).contains(scale)) {
             return refuse("free_u", "must be 0 to 10 each".into());
+        }
+        if self.cfg_norms.len() > MAX_PATCHES || self.free_u.len() > MAX_PATCHES {
+            return refuse("free_u", format!("and cfg_norms are at most {MAX_PATCHES} each"));
         }
         Ok(())
     }

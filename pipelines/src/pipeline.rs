@@ -330,9 +330,10 @@ impl Pipeline {
             negative: negative.map(|negative| vec![everywhere(negative)]),
             scale: request.cfg,
             rescale: None,
+            cfg_norms: Vec::new(),
             loras: request.loras.clone(),
             sampling: None,
-            free_u: None,
+            free_u: Vec::new(),
         };
         let SourceLatent { latent, mask } = source.clone();
         let sigmas = schedule::sigmas(

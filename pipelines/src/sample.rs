@@ -10,7 +10,7 @@ use candle_core::Tensor;
 use crate::guidance::{Guidance, Guided};
 use crate::lora::LoraSet;
 use crate::sampler::{Advance, Denoised, Sampler};
-use crate::schedule::ModelSampling;
+use crate::schedule::{ModelSampling, Process};
 use crate::{PipelineError, picture::Mask};
 
 /// What holds the unmasked part of a sample to its source (ComfyUI's `KSamplerX0Inpaint`).
@@ -20,8 +20,9 @@ pub(crate) struct Repaint {
     pub(crate) mask: Tensor,
     /// The source, `[4, h/8, w/8]`, in the network's scale.
     pub(crate) latent: Tensor,
-    /// The noise that puts the source at a step's noise level.
+    /// The noise that puts the source at a step's noise level, and how it does.
     pub(crate) noise: Tensor,
+    pub(crate) process: Process,
     /// Which of it counts when; `None`: all of it always.
     pub(crate) order: Option<Differential>,
 }
@@ -65,10 +66,15 @@ impl Differential {
 }
 
 impl Repaint {
-    pub(crate) fn new(mask: &Mask, latent: &Tensor, noise: Tensor) -> Result<Self, PipelineError> {
+    pub(crate) fn new(
+        mask: &Mask,
+        latent: &Tensor,
+        noise: Tensor,
+        process: Process,
+    ) -> Result<Self, PipelineError> {
         let (_, height, width) = latent.dims3()?;
         let mask = mask.resized(width, height).to_tensor(latent.device())?;
-        Ok(Self { mask, latent: latent.clone(), noise, order: None })
+        Ok(Self { mask, latent: latent.clone(), noise, process, order: None })
     }
 
     /// The same with an order in which the mask counts.
@@ -86,7 +92,7 @@ impl Repaint {
 
     /// What the network sees: the source at noise level `sigma` outside the mask.
     fn input(&self, latent: &Tensor, sigma: f32) -> candle_core::Result<Tensor> {
-        let source = (&self.latent + (&self.noise * f64::from(sigma))?)?;
+        let source = self.process.noised(&self.latent, &self.noise, sigma)?;
         self.blend(latent, &source, sigma)
     }
 }
@@ -102,8 +108,17 @@ pub struct Sample {
     guidance: Guidance,
     repaint: Option<Repaint>,
     steps: usize,
+    /// Where the run ends.
+    end: End,
     /// What the last step's first evaluation took the finished latent to be.
     denoised: Option<Tensor>,
+}
+
+/// The last noise level of a run.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct End {
+    pub(crate) process: Process,
+    pub(crate) sigma: f32,
 }
 
 /// What the network is to evaluate for one sample: the latent as it sees it, and its noise level.
@@ -113,24 +128,26 @@ pub(crate) struct Evaluation {
 }
 
 impl Sample {
-    /// A sample whose sampler has said what comes first. `steps` is the schedule's number of steps.
+    /// A sample whose sampler has said what comes first. `steps` is the schedule's number of steps, `end` its end.
     pub(crate) fn new(
         sampler: Box<dyn Sampler>,
         first: Advance,
         guidance: Guidance,
         repaint: Option<Repaint>,
         steps: usize,
-    ) -> Self {
+        end: End,
+    ) -> candle_core::Result<Self> {
         let state = match first {
             Advance::Evaluate { latent, sigma } => State::Running { sampler, latent, sigma },
-            Advance::Done(latent) => State::Done(latent),
+            Advance::Done(latent) => State::Done(end.process.unmixed(&latent, end.sigma)?),
         };
-        Self { state, guidance, repaint, steps, denoised: None }
+        Ok(Self { state, guidance, repaint, steps, end, denoised: None })
     }
 
     /// A sample with nothing left to do.
     pub(crate) fn finished(latent: Tensor, guidance: Guidance) -> Self {
-        Self { state: State::Done(latent), guidance, repaint: None, steps: 0, denoised: None }
+        let end = End { process: Process::Exploding, sigma: 0.0 };
+        Self { state: State::Done(latent), guidance, repaint: None, steps: 0, end, denoised: None }
     }
 
     /// The finished latent, `[4, h/8, w/8]` in the network's scale, once there is one.
@@ -236,7 +253,9 @@ impl Sample {
                     (*at, *level) = (latent, sigma);
                 }
             }
-            Advance::Done(latent) => self.state = State::Done(latent),
+            Advance::Done(latent) => {
+                self.state = State::Done(self.end.process.unmixed(&latent, self.end.sigma)?);
+            }
         }
         Ok(())
     }

@@ -78,6 +78,8 @@ fn request(prompt: &str, sampler: SamplerKind) -> LatentRequest {
         position: BatchPosition { index: 1, size: 2 },
         noise: Some(LatentNoise { seed: 7, batch_index: None }),
         noise_mask: None,
+        differential: None,
+        noise_sigmas: None,
         sampler,
         step_seed: 7,
         sigmas: sigmas(sampler, 4),
@@ -87,9 +89,10 @@ fn request(prompt: &str, sampler: SamplerKind) -> LatentRequest {
         rescale_cfg: None,
         loras: None,
         sampling: None,
-        free_u: None,
         differential: None,
         noise_sigmas: None,
+        cfg_norms: Vec::new(),
+        free_u: Vec::new(),
     }
 }
 
@@ -193,7 +196,7 @@ fn control(rows: usize, columns: usize) -> Control {
     Control { network, hint, strength: 0.8, start: 0.0, end: 1.0 }
 }
 
-/// Ten latents whose conditions, guidance and models' meanings differ.
+/// Thirteen latents whose conditions, guidance and models' meanings differ.
 fn mixed_requests() -> Vec<LatentRequest> {
     let euler = SamplerKind::Euler;
     let base = || request("1girl, smile", euler);
@@ -226,9 +229,12 @@ fn mixed_requests() -> Vec<LatentRequest> {
         LatentRequest { positive: vec![early, late], ..request("", SamplerKind::Heun) },
         LatentRequest { positive: vec![condition("1girl"), controlled], ..base() },
         LatentRequest { rescale_cfg: Some(0.7), cfg: 9.0, ..base() },
-        LatentRequest { free_u: Some([1.3, 1.4, 0.9, 0.2]), ..request("1girl", SamplerKind::Dpmpp2m) },
+        LatentRequest { free_u: vec![[1.3, 1.4, 0.9, 0.2]], ..request("1girl", SamplerKind::Dpmpp2m) },
         sampling(ModelSampling::zero_terminal_snr(Prediction::V)),
         sampling(ModelSampling::scaled_linear(Prediction::Lcm)),
+        sampling(ModelSampling::flow(3.0, 1000.0)),
+        LatentRequest { cfg_norms: vec![0.9], ..base() },
+        LatentRequest { free_u: vec![[1.3, 1.4, 0.9, 0.2]; 2], ..request("1girl", SamplerKind::Dpmpp2m) },
         LatentRequest {
             negative: None,
             positive: vec![area("scenery", 6, 6, 2, 2), condition("1girl")],
@@ -243,7 +249,7 @@ fn alone() -> &'static [Tensor] {
 }
 
 #[test]
-fn ten_runs_with_areas_masks_ranges_and_models_of_their_own_in_one_batch_equal_each_alone() {
+fn thirteen_runs_with_areas_masks_ranges_and_models_of_their_own_in_one_batch_equal_each_alone() {
     let together = draw(&mixed_requests());
     for (index, (batched, alone)) in together.iter().zip(alone()).enumerate() {
         let error = relative_error(batched, alone);
@@ -255,6 +261,37 @@ fn ten_runs_with_areas_masks_ranges_and_models_of_their_own_in_one_batch_equal_e
             assert!(relative_error(one, other) > 1e-3, "run {i} is another's twin");
         }
     }
+}
+
+#[test]
+fn a_flow_that_pauses_ends_where_one_that_goes_through_does() {
+    let flow = Arc::new(ModelSampling::flow(3.0, 1.0));
+    let sampling = Some(Arc::clone(&flow));
+    let sigmas = schedule::sigmas(Scheduler::Simple, &flow, 4, 1.0, SamplerKind::Euler).unwrap();
+    let base = LatentRequest { sampling, sigmas: sigmas.clone(), ..request("1girl", SamplerKind::Euler) };
+    let through = draw_one(&base);
+    let first = LatentRequest { sigmas: sigmas[..3].to_vec(), ..base.clone() };
+    let paused = model().pipeline.to_vae_units(&draw_one(&first)).unwrap();
+    let second = LatentRequest { latent: paused, noise: None, sigmas: sigmas[2..].to_vec(), ..base };
+    let error = relative_error(&draw_one(&second), &through);
+    assert!(error <= 1e-5, "{error:e}");
+}
+
+#[test]
+fn what_a_mask_keeps_of_a_flow_is_the_source() {
+    let flow = Arc::new(ModelSampling::flow(1.5, 1000.0));
+    let sigmas = schedule::sigmas(Scheduler::Normal, &flow, 3, 1.0, SamplerKind::Euler).unwrap();
+    let source = initial_noise(3, BatchPosition::ALONE, &[4, CELLS, CELLS], &Device::Cpu).unwrap();
+    let nothing = Arc::new(Mask::new(1, 1, vec![0.0]).unwrap());
+    let kept = draw_one(&LatentRequest {
+        latent: source.clone(),
+        noise_mask: Some(nothing),
+        sampling: Some(flow),
+        sigmas,
+        ..request("1girl", SamplerKind::Euler)
+    });
+    let error = relative_error(&model().pipeline.to_vae_units(&kept).unwrap(), &source);
+    assert!(error <= 1e-5, "{error:e}");
 }
 
 proptest! {
@@ -308,7 +345,7 @@ fn what_cannot_be_sampled_is_refused_by_name() {
         ("position", refused(|r| r.position = BatchPosition { index: 2, size: 2 })),
         ("cfg", refused(|r| r.cfg = f64::NAN)),
         ("rescale_cfg", refused(|r| r.rescale_cfg = Some(f64::INFINITY))),
-        ("free_u", refused(|r| r.free_u = Some([1.0, 1.0, f64::NAN, 1.0]))),
+        ("free_u", refused(|r| r.free_u = vec![[1.0, 1.0, f64::NAN, 1.0]])),
         ("sigmas", refused(|r| r.sigmas = vec![1.0; 20_000])),
         ("sigma number 1", refused(|r| r.sigmas = vec![1.0, f32::NAN])),
         ("sigma number 2", refused(|r| (r.sampler, r.sigmas) = (SamplerKind::UniPc, vec![2.0, 1.0, 3.0]))),

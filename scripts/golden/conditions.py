@@ -104,6 +104,8 @@ CASES = {
 }
 # Guidance that is rescaled: the multiplier.
 RESCALED = {"two_everywhere": 0.7, "inner_area": 0.35, "wide_fades": 1.0}
+# Guidance whose predictions are cut to the prompt's length, after it was rescaled where it is: the strengths.
+NORMED = {"two_everywhere": [0.9], "shares": [1.0, 0.5], "unguided": [0.8]}
 
 
 def masks():
@@ -200,8 +202,22 @@ def conditions(comfy):
             rescale.patch(SimpleNamespace(clone=lambda: clone), RESCALED[name])
             cases[name]["rescale"] = RESCALED[name]
             tensors[f"{name}.rescaled"] = guide({"sampler_cfg_function": clone.function})[0]
+        if name in NORMED:
+            options = {"sampler_post_cfg_function": [cfg_norm(strength) for strength in NORMED[name]]}
+            if name in RESCALED:
+                options["sampler_cfg_function"] = clone.function
+            cases[name]["norms"] = NORMED[name]
+            tensors[f"{name}.normed"] = guide(options)[0]
     save_file({k: v.contiguous() for k, v in tensors.items()}, OUT / "conditions.safetensors")
     (OUT / "conditions.json").write_text(json.dumps(cases, indent=1) + "\n")
+
+
+def cfg_norm(strength):
+    from comfy_extras.nodes_cfg import CFGNorm
+
+    clone = SimpleNamespace(set_model_sampler_post_cfg_function=lambda f: setattr(clone, "function", f))
+    CFGNorm.execute(SimpleNamespace(clone=lambda: clone), strength)
+    return clone.function
 
 
 def comfy_extras_nodes():

@@ -68,12 +68,14 @@ pub struct Model {
     pub origin: Origin,
     /// LoRAs in the order they were applied; only `strength` counts here.
     pub loras: Vec<LoraSpec>,
-    /// What it predicts, where a node said otherwise than its file, and its noise schedule's end.
+    /// What it predicts and its noise levels, where a node said otherwise than its file.
     pub sampling: Option<SamplingChange>,
     /// `RescaleCFG`'s multiplier.
     pub rescale_cfg: Option<f64>,
-    /// `FreeU_V2`'s `[b1, b2, s1, s2]`.
-    pub free_u: Option<[f64; 4]>,
+    /// Strengths of `CFGNorm`, in the order they were applied.
+    pub cfg_norms: Vec<f64>,
+    /// `FreeU_V2`'s `[b1, b2, s1, s2]`, in the order they were applied.
+    pub free_u: Vec<[f64; 4]>,
     /// `DifferentialDiffusion`'s strength.
     pub differential: Option<f64>,
 }
@@ -86,19 +88,30 @@ impl Model {
             loras: Vec::new(),
             sampling: None,
             rescale_cfg: None,
-            free_u: None,
+            cfg_norms: Vec::new(),
+            free_u: Vec::new(),
             differential: None,
         }
     }
 }
 
-/// `ModelSamplingDiscrete`.
+/// What a network is taken to predict, and at which noise levels; the last node that says so counts.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct SamplingChange {
-    /// What the network predicts.
-    pub prediction: Prediction,
-    /// Whether the schedule ends in pure noise (zero terminal SNR).
-    pub zero_snr: bool,
+pub enum SamplingChange {
+    /// `ModelSamplingDiscrete`.
+    Discrete {
+        /// What the network predicts.
+        prediction: Prediction,
+        /// Whether the schedule ends in pure noise (zero terminal SNR).
+        zero_snr: bool,
+    },
+    /// `ModelSamplingSD3` and `ModelSamplingAuraFlow`.
+    Flow {
+        /// How far noise levels are moved up, above 0.
+        shift: f64,
+        /// What the network is told of noise alone.
+        multiplier: f64,
+    },
 }
 
 /// Text encoders: what `CLIP` sockets carry.

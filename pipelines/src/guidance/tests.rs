@@ -29,6 +29,8 @@ struct Case {
     /// Number of the prompt, rows, columns, width and height of the size ids, number of the ControlNet.
     rows: Vec<[f64; 6]>,
     rescale: Option<f64>,
+    #[serde(default)]
+    norms: Vec<f64>,
 }
 
 #[derive(Deserialize)]
@@ -167,7 +169,8 @@ fn conditions_are_placed_weighed_and_guided_as_comfyui_does_it() {
             rescale: None,
             loras: None,
             sampling: None,
-            free_u: None,
+            cfg_norms: Vec::new(),
+            free_u: Vec::new(),
         };
         let mut rows: Vec<[f64; 6]> =
             guidance.rows(case.sigma).map(|placed| row(placed, &part(placed, x))).collect();
@@ -187,6 +190,10 @@ fn conditions_are_placed_weighed_and_guided_as_comfyui_does_it() {
             guidance.rescale = Some(multiplier);
             check(&guidance, "rescaled");
         }
+        if !case.norms.is_empty() {
+            guidance.cfg_norms.clone_from(&case.norms);
+            check(&guidance, "normed");
+        }
     }
 }
 
@@ -204,7 +211,8 @@ fn one_condition_alone_passes_as_it_is() {
         rescale: Some(0.7),
         loras: None,
         sampling: None,
-        free_u: None,
+        cfg_norms: Vec::new(),
+        free_u: Vec::new(),
     };
     let x = Tensor::zeros((4, 3, 2), DType::F32, &Device::Cpu).unwrap();
     let prediction = (&x + 0.1).unwrap();

@@ -13,7 +13,7 @@ use crate::guidance::Guidance;
 use crate::latent_request::LatentRequest;
 use crate::noise::{BatchPosition, indexed_noise, initial_noise};
 use crate::picture::Mask;
-use crate::sample::{Differential, Repaint, Sample};
+use crate::sample::{Differential, End, Repaint, Sample};
 use crate::sampler::{self, SamplerKind};
 use crate::schedule::ModelSampling;
 
@@ -21,6 +21,11 @@ use crate::schedule::ModelSampling;
 const MAX_TOKENS: usize = 128 * 77;
 /// How close to 1 a guidance scale must be to leave the negative conditions out (`math.isclose` in ComfyUI).
 const NO_GUIDANCE_RELATIVE: f64 = 1e-9;
+
+/// `[b1, b2, s1, s2]` as the network takes them.
+fn free_u([b1, b2, s1, s2]: &[f64; 4]) -> FreeUScales {
+    FreeUScales { backbone: [*b1, *b2], skip: [*s1, *s2] }
+}
 
 /// A run from its first noise level on.
 pub(super) struct Run<'a> {
@@ -81,7 +86,8 @@ impl Pipeline {
             rescale: request.rescale_cfg,
             loras: request.loras.clone(),
             sampling: request.sampling.as_ref().map(Arc::clone),
-            free_u: request.free_u.map(|[b1, b2, s1, s2]| FreeUScales { backbone: [b1, b2], skip: [s1, s2] }),
+            cfg_norms: request.cfg_norms.clone(),
+            free_u: request.free_u.iter().map(free_u).collect(),
         };
         let shape = latent.dims();
         let noise = request.noise.map(|noise| match noise.batch_index {
@@ -135,7 +141,7 @@ impl Pipeline {
                     _ => noise.clone(),
                 };
                 let order = differential.map(|strength| Differential::new(sampling, sigmas, strength));
-                Some(Repaint::new(mask, &latent, held)?.in_order(order))
+                Some(Repaint::new(mask, &latent, held, sampling.process())?.in_order(order))
             }
             None => None,
         };
@@ -149,8 +155,9 @@ impl Pipeline {
             noise_sigmas.unwrap_or(sigmas),
             &self.device,
         )?;
+        let end = End { process: sampling.process(), sigma: sigmas.last().copied().unwrap_or_default() };
         let (sampler, first) = sampler::start(kind, noisy, sigmas, step_noise, sampling)?;
-        Ok(Sample::new(sampler, first, guidance, repaint, sigmas.len() - 1))
+        Ok(Sample::new(sampler, first, guidance, repaint, sigmas.len() - 1, end)?)
     }
 
     /// Checks that a prompt was encoded for a model like this one.

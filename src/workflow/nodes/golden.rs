@@ -543,7 +543,8 @@ fn what_does_not_go_together_is_said_by_the_inputs_name() {
     let bench = Bench::open();
     let refused = |change: &dyn Fn(&mut Json)| {
         let mut graph = small();
-        graph["norm"] = json!({"class_type": "CFGNorm", "inputs": {"model": ["model", 0], "strength": 1.0}});
+        let inputs = json!({"model": ["model", 0], "shift": 0.0});
+        graph["flow"] = json!({"class_type": "ModelSamplingSD3", "inputs": inputs});
         change(&mut graph);
         bench.run(&graph).value("drawn", 0).unwrap_err().to_string()
     };
@@ -557,6 +558,6 @@ fn what_does_not_go_together_is_said_by_the_inputs_name() {
         graph["drawn"]["inputs"]["model"] = json!(["lora", 0]);
     });
     assert!(lora.starts_with("lora_name: there is no LoRA"), "{lora}");
-    let flow = refused(&|graph| graph["drawn"]["inputs"]["model"] = json!(["norm", 0]));
-    assert!(flow.starts_with("model: is not a flow model"), "{flow}");
+    let flow = refused(&|graph| graph["drawn"]["inputs"]["model"] = json!(["flow", 0]));
+    assert!(flow.starts_with("shift: must be above 0"), "{flow}");
 }

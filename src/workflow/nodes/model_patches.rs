@@ -4,7 +4,7 @@ use darkroom_pipelines::schedule::Prediction;
 
 use crate::workflow::context::{Inputs, NodeError, Outputs};
 use crate::workflow::interface::{Input, Interface, boolean, combo, float, link};
-use crate::workflow::registry::Registry;
+use crate::workflow::registry::{Registry, Run};
 use crate::workflow::value::{Kind, SamplingChange, Value};
 
 /// Adds them.
@@ -46,7 +46,7 @@ pub(super) fn register(registry: &mut Registry) {
         |inputs, _| {
             let mut model = inputs.model("model")?;
             let scale = |name| inputs.float(name);
-            model.free_u = Some([scale("b1")?, scale("b2")?, scale("s1")?, scale("s2")?]);
+            model.free_u.push([scale("b1")?, scale("b2")?, scale("s1")?, scale("s2")?]);
             Ok(Outputs::one(Value::Model(model)))
         },
     );
@@ -77,38 +77,45 @@ fn discrete(inputs: &Inputs, _: &crate::workflow::Context<'_>) -> Result<Outputs
         "img_to_img" => Prediction::ImgToImg,
         other => return Err(NodeError::input("sampling", format!("'{other}' is not known"))),
     };
-    model.sampling = Some(SamplingChange { prediction, zero_snr: inputs.boolean("zsnr")? });
+    model.sampling = Some(SamplingChange::Discrete { prediction, zero_snr: inputs.boolean("zsnr")? });
     Ok(Outputs::one(Value::Model(model)))
 }
 
-/// For models that predict a flow, none of which is drawn with here: a noise schedule of another kind would make noise
-/// of what the others draw.
+/// For models that predict a flow (Stable Diffusion 3, AuraFlow, Qwen-Image); ComfyUI applies them to any.
 fn flow(registry: &mut Registry) {
-    for (class, shift) in [("ModelSamplingAuraFlow", 1.73), ("ModelSamplingSD3", 3.0)] {
+    let shift = |default| -> Input { float("shift", default, 0.0, 100.0).with("step", 0.01) };
+    let mut add = |class, default, run: Run| {
         registry.add(
             Interface::new(class, "advanced/model")
                 .display(class)
                 .input(link("model", Kind::MODEL))
-                .input(float("shift", shift, 0.0, 100.0).with("step", 0.01))
+                .input(shift(default))
                 .output(Kind::MODEL)
                 .module("comfy_extras.nodes_model_advanced"),
-            |_, _| Err(not_a_flow()),
+            run,
         );
-    }
+    };
+    add("ModelSamplingAuraFlow", 1.73, |inputs, _| shifted(inputs, 1.0));
+    add("ModelSamplingSD3", 3.0, |inputs, _| shifted(inputs, 1000.0));
     registry.add(
         Interface::new("CFGNorm", "advanced/guidance")
             .input(link("model", Kind::MODEL))
             .input(float("strength", 1.0, 0.0, 100.0).with("step", 0.01))
             .named_output("patched_model", Kind::MODEL)
             .module("comfy_extras.nodes_cfg"),
-        |_, _| Err(not_a_flow()),
+        |inputs, _| {
+            let mut model = inputs.model("model")?;
+            model.cfg_norms.push(inputs.float("strength")?);
+            Ok(Outputs::one(Value::Model(model)))
+        },
     );
 }
 
-fn not_a_flow() -> NodeError {
-    NodeError::input(
-        "model",
-        "is not a flow model (Stable Diffusion 3, AuraFlow, Qwen-Image), which this node is for: take the node out for \
-         Stable Diffusion 1.5 and XL",
-    )
+fn shifted(inputs: &Inputs, multiplier: f64) -> Result<Outputs, NodeError> {
+    let (mut model, shift) = (inputs.model("model")?, inputs.float("shift")?);
+    if shift <= 0.0 {
+        return Err(NodeError::input("shift", "must be above 0: with 0 every noise level is 0"));
+    }
+    model.sampling = Some(SamplingChange::Flow { shift, multiplier });
+    Ok(Outputs::one(Value::Model(model)))
 }

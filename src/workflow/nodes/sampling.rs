@@ -19,7 +19,7 @@ use crate::engine::{DenoiseEvent, Denoised};
 use crate::workflow::borrowed::Borrowed;
 use crate::workflow::context::{Inputs, NodeError};
 use crate::workflow::event::Event;
-use crate::workflow::value::{Cond, CondArea, CondControl, Model, Noise};
+use crate::workflow::value::{Cond, CondArea, CondControl, Model, Noise, SamplingChange};
 use crate::workflow::{Context, Latent, Mask};
 
 /// Channels of a latent.
@@ -96,9 +96,12 @@ pub(super) fn model_sampling(context: &Context<'_>, model: &Model) -> Result<Arc
 /// The same where a node said otherwise than the model's file.
 fn changed_sampling(model: &Model) -> Option<Arc<ModelSampling>> {
     let change = model.sampling?;
-    let sampling = match change.zero_snr {
-        true => ModelSampling::zero_terminal_snr(change.prediction),
-        false => ModelSampling::scaled_linear(change.prediction),
+    let sampling = match change {
+        SamplingChange::Discrete { prediction, zero_snr: true } => {
+            ModelSampling::zero_terminal_snr(prediction)
+        }
+        SamplingChange::Discrete { prediction, zero_snr: false } => ModelSampling::scaled_linear(prediction),
+        SamplingChange::Flow { shift, multiplier } => ModelSampling::flow(shift, multiplier),
     };
     Some(Arc::new(sampling))
 }
@@ -131,7 +134,7 @@ pub(super) struct Job<'a> {
 pub(super) struct Drawn {
     /// The latent after the last step.
     pub(super) latent: Arc<Latent>,
-    /// What the last evaluation took the finished latent to be.
+    /// What the last step took the finished latent to be, at its first evaluation.
     pub(super) denoised: Arc<Latent>,
 }
 
@@ -266,7 +269,8 @@ fn requests(
                 rescale_cfg: job.model.rescale_cfg,
                 loras: loras.clone(),
                 sampling: sampling.clone(),
-                free_u: job.model.free_u,
+                cfg_norms: job.model.cfg_norms.clone(),
+                free_u: job.model.free_u.clone(),
             })
         })
         .collect()
@@ -393,5 +397,18 @@ fn area(area: CondArea) -> Area {
     match area {
         CondArea::Cells { height, width, y, x } => Area::Cells { height, width, y, x },
         CondArea::Shares { height, width, y, x } => Area::Shares { height, width, y, x },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_sampler_that_is_offered_is_one() {
+        for name in SAMPLERS {
+            let sampler = name.parse::<SamplerKind>().unwrap();
+            assert_eq!(sampler.name(), name.strip_suffix("_gpu").unwrap_or(name));
+        }
     }
 }
