@@ -332,6 +332,11 @@ fn markers_tell_v_prediction() {
     assert_eq!((model.prediction.kind, model.prediction.zero_terminal_snr), (PredictionType::V, true));
     assert!(model.stray.is_empty());
     let (_folder, path) = changed("sdxl", |shapes| {
+        shapes.insert("ztsnr".into(), vec![0]);
+    });
+    let alone = open(&path).prediction;
+    assert_eq!((alone.kind, alone.zero_terminal_snr), (PredictionType::Epsilon, false));
+    let (_folder, path) = changed("sdxl", |shapes| {
         shapes.insert("edm_vpred.sigma_max".into(), vec![]);
     });
     let error = Checkpoint::open(&path, &Device::Cpu).unwrap_err().to_string();

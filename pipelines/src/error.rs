@@ -45,12 +45,6 @@ pub enum PipelineError {
     /// The model's weights do not fit its networks.
     #[error(transparent)]
     Weights(#[from] WeightsError),
-    /// The model's noise schedule is one that is not implemented.
-    #[error("{origin}: the model was trained with zero terminal SNR, which is not supported yet")]
-    ZeroTerminalSnr {
-        /// The file or folder.
-        origin: String,
-    },
     /// A part that the work needs is not in the model's file.
     #[error("{origin}: it has no {part}: load that from a file of its own, or a whole checkpoint")]
     MissingPart {

@@ -196,9 +196,6 @@ impl Pipeline {
         device: &Device,
         precision: Precision,
     ) -> Result<Self, PipelineError> {
-        if checkpoint.prediction.zero_terminal_snr {
-            return Err(PipelineError::ZeroTerminalSnr { origin: checkpoint.origin.to_owned() });
-        }
         let prediction = match checkpoint.prediction.kind {
             PredictionType::Epsilon => Prediction::Epsilon,
             PredictionType::V => Prediction::V,
@@ -247,7 +244,10 @@ impl Pipeline {
             merged: None,
             vae,
             latent_scale,
-            sampling: ModelSampling::scaled_linear(prediction),
+            sampling: match checkpoint.prediction.zero_terminal_snr {
+                true => ModelSampling::zero_terminal_snr(prediction),
+                false => ModelSampling::scaled_linear(prediction),
+            },
             limits: Limits::default(),
             precision,
             activation_budget: DEFAULT_ACTIVATION_BUDGET,

@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 
 use candle_core::{DType, Device, Tensor};
 use darkroom_models::Precision;
-use darkroom_models::checkpoint::Checkpoint;
+use darkroom_models::checkpoint::{Checkpoint, PredictionType};
 use darkroom_models::controlnet::ControlNet;
 use darkroom_models::weights::WeightFile;
 use darkroom_pipelines::noise::{BatchPosition, initial_noise};
@@ -89,8 +89,6 @@ fn request(prompt: &str, sampler: SamplerKind) -> LatentRequest {
         rescale_cfg: None,
         loras: None,
         sampling: None,
-        differential: None,
-        noise_sigmas: None,
         cfg_norms: Vec::new(),
         free_u: Vec::new(),
     }
@@ -292,6 +290,23 @@ fn what_a_mask_keeps_of_a_flow_is_the_source() {
     });
     let error = relative_error(&model().pipeline.to_vae_units(&kept).unwrap(), &source);
     assert!(error <= 1e-5, "{error:e}");
+}
+
+#[test]
+fn a_model_of_zero_terminal_snr_is_drawn_with_at_its_own_noise_levels() {
+    let asset = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../assets/tiny-sdxl.safetensors");
+    let mut checkpoint = Checkpoint::open(&asset, &Device::Cpu).unwrap();
+    (checkpoint.prediction.kind, checkpoint.prediction.zero_terminal_snr) = (PredictionType::V, true);
+    let own = Pipeline::load(&checkpoint, &Device::Cpu).unwrap();
+    let told = ModelSampling::zero_terminal_snr(Prediction::V);
+    assert_eq!(own.sampling().table(), told.table());
+    let sigmas = schedule::sigmas(Scheduler::Simple, &told, 3, 1.0, SamplerKind::Euler).unwrap();
+    assert!(sigmas[0] > 4000.0);
+    let base = LatentRequest { sigmas, ..request("1girl", SamplerKind::Euler) };
+    let mut samples = [own.start_latent(&base).unwrap()];
+    own.denoise(&mut samples, 16, &mut |_| ()).unwrap();
+    let by_node = draw_one(&LatentRequest { sampling: Some(Arc::new(told)), ..base });
+    assert_eq!(relative_error(samples[0].latent().unwrap(), &by_node), 0.0);
 }
 
 proptest! {

@@ -37,7 +37,8 @@ impl fmt::Display for Prediction {
     }
 }
 
-/// Told by a single file: marker tensors named `v_pred` and `ztsnr`, or metadata.
+/// Told by a single file: marker tensors named `v_pred` and `ztsnr`, or metadata. As in ComfyUI, `ztsnr` counts for
+/// velocities only: at its last noise level, where a latent is noise alone, knowing the noise says nothing.
 ///
 /// # Errors
 /// The name of a prediction that is neither epsilon nor v.
@@ -48,14 +49,11 @@ pub(super) fn of_file(header: &Header) -> Result<Prediction, String> {
             return Err(format!("'{marker}' (EDM)"));
         }
     }
-    let zero_terminal_snr = marked("ztsnr");
-    if marked("v_pred") {
-        return Ok(Prediction { kind: PredictionType::V, zero_terminal_snr });
-    }
     let said = ["modelspec.prediction_type", "prediction_type"]
         .into_iter()
         .find_map(|key| header.metadata.get(key).map(String::as_str));
-    Ok(Prediction { kind: kind(said)?, zero_terminal_snr })
+    let kind = if marked("v_pred") { PredictionType::V } else { kind(said)? };
+    Ok(Prediction { kind, zero_terminal_snr: kind == PredictionType::V && marked("ztsnr") })
 }
 
 /// Told by `scheduler/scheduler_config.json`.
@@ -74,5 +72,21 @@ fn kind(said: Option<&str>) -> Result<PredictionType, String> {
         None | Some("epsilon" | "eps") => Ok(PredictionType::Epsilon),
         Some("v" | "v_prediction") => Ok(PredictionType::V),
         Some(other) => Err(format!("'{}'", other.chars().take(80).collect::<String>())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_schedulers_config_tells_velocities_and_zero_terminal_snr() {
+        let of = |config: Value| of_scheduler(config.as_object().unwrap()).unwrap();
+        let told = of(json!({"prediction_type": "v_prediction", "rescale_betas_zero_snr": true}));
+        assert_eq!(told, Prediction { kind: PredictionType::V, zero_terminal_snr: true });
+        let told = of(json!({"rescale_betas_zero_snr": false}));
+        assert_eq!(told, Prediction { kind: PredictionType::Epsilon, zero_terminal_snr: false });
     }
 }
