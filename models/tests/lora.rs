@@ -350,7 +350,7 @@ fn text_encoders_encode_the_same_with_adapters_and_with_merged_weights() {
         let tokens = Cases::open(cases).get("tokens").to_dtype(DType::U32).unwrap().to_vec2::<u32>().unwrap();
         let last = tokens.len() - 1;
         let adapters = Adapters::new(vec![(0..last, adapter)]);
-        let together = encoder.encode_with(&tokens, HiddenLayer::Skip(2), &adapters).unwrap();
+        let together = encoder.encode_with(&tokens, &[], HiddenLayer::Skip(2), &adapters).unwrap();
         let [plain, merged] =
             [&encoder, &merged].map(|encoder| encoder.encode(&tokens, HiddenLayer::Skip(2)).unwrap());
         let rows = |x: &Tensor, from: usize, to: usize| x.narrow(0, from, to - from).unwrap();

@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use candle_core::{D, DType, Tensor};
 use darkroom_models::adapter::{Adapters, NetworkAdapter};
-use darkroom_models::clip::{ClipTextEncoder, HiddenLayer};
+use darkroom_models::clip::{ClipTextEncoder, GivenVector, HiddenLayer};
 
 use crate::PipelineError;
-use crate::prompt::TokenChunks;
+use crate::prompt::{GivenToken, TokenChunks};
 
 /// What one prompt says to the network.
 #[derive(Debug, Clone)]
@@ -41,13 +41,28 @@ pub(crate) fn encode_prompts(
     let mut rows: Vec<Vec<u32>> =
         prompts.iter().flat_map(|p| p.chunks.iter().map(|chunk| chunk.ids.to_vec())).collect();
     rows.extend(prompts.iter().find(|p| p.is_weighted()).map(|p| p.empty.to_vec()));
+    let vectors: Vec<&[GivenToken]> =
+        prompts.iter().flat_map(|p| p.chunks.iter().map(|chunk| chunk.given.as_slice())).collect();
     let (mut hidden, mut pooled) = (Vec::new(), Vec::new());
-    for rows in rows.chunks(ROWS_A_CALL) {
+    for (call, rows) in rows.chunks(ROWS_A_CALL).enumerate() {
+        let given: Vec<GivenVector<'_>> = vectors
+            .iter()
+            .skip(call * ROWS_A_CALL)
+            .take(rows.len())
+            .enumerate()
+            .flat_map(|(row, given)| {
+                given.iter().map(move |token| GivenVector {
+                    row,
+                    position: token.position,
+                    vector: &token.vector,
+                })
+            })
+            .collect();
         let adapters = match adapter {
             Some(adapter) => Adapters::all(Arc::clone(adapter), rows.len()),
             None => Adapters::none().clone(),
         };
-        let encoded = encoder.encode_with(rows, layer, &adapters)?;
+        let encoded = encoder.encode_with(rows, &given, layer, &adapters)?;
         hidden.push(encoded.hidden);
         pooled.extend(encoded.pooled);
     }

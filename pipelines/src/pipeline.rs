@@ -35,13 +35,14 @@ use crate::guidance::Guidance;
 use crate::lora::LoraSet;
 use crate::noise::initial_noise;
 use crate::picture::{Mask, Picture};
-use crate::prompt::{self, CLIP_G_PAD, CLIP_L_PAD};
+use crate::prompt::EmbeddingSource;
 use crate::request::{ImageRequest, InpaintMode, Limits, PIXELS_PER_CELL, Source};
 use crate::sample::Sample;
 use crate::schedule::{self, ModelSampling, Prediction};
 use latent::Run;
 use loras::KeptWeights;
 pub use loras::Rounding;
+use text::Side;
 
 /// A text-to-image model, resident and ready. Cloning one shares its weights.
 #[derive(Clone)]
@@ -62,6 +63,8 @@ pub struct Pipeline {
     latent_scale: f64,
     sampling: ModelSampling,
     limits: Limits,
+    /// What `embedding:name` in prompts may name.
+    embeddings: Option<Arc<dyn EmbeddingSource>>,
     precision: Precision,
     activation_budget: usize,
     weight_bytes: u64,
@@ -249,6 +252,7 @@ impl Pipeline {
                 false => ModelSampling::scaled_linear(prediction),
             },
             limits: Limits::default(),
+            embeddings: None,
             precision,
             activation_budget: DEFAULT_ACTIVATION_BUDGET,
             weight_bytes,
@@ -274,6 +278,12 @@ impl Pipeline {
     /// The same with other bounds on requests.
     pub fn with_limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
+        self
+    }
+
+    /// The same with embeddings for prompts to name.
+    pub fn with_embeddings(mut self, source: Arc<dyn EmbeddingSource>) -> Self {
+        self.embeddings = Some(source);
         self
     }
 
@@ -434,31 +444,20 @@ impl Pipeline {
     ) -> Result<Vec<Conditioning>, PipelineError> {
         let parsed = texts
             .iter()
-            .map(|(field, text)| {
-                let refuse = |source| PipelineError::Prompt { field, source };
-                let segments = prompt::parse(text, &self.limits.prompt).map_err(refuse)?;
-                prompt::check_weights(&segments).map_err(refuse)?;
-                Ok((*field, segments))
-            })
+            .map(|(field, text)| Ok((*field, text::parse(field, text, &self.limits.prompt)?)))
             .collect::<Result<Vec<_>, PipelineError>>()?;
-        let run = |encoder: &ClipTextEncoder, pad: u32, adapter: Option<&Arc<NetworkAdapter>>| {
+        let run = |encoder: &ClipTextEncoder, side: Side, adapter: Option<&Arc<NetworkAdapter>>| {
             let chunks = parsed
                 .iter()
-                .map(|(field, segments)| {
-                    prompt::chunk(segments, &self.tokenizer, pad, &self.limits.prompt)
-                        .map_err(|source| PipelineError::Prompt { field, source })
-                })
+                .map(|(field, segments)| self.rows((field, segments), encoder, side))
                 .collect::<Result<Vec<_>, _>>()?;
-            for warning in chunks.iter().flat_map(|chunks| &chunks.warnings) {
-                tracing::warn!("{warning}");
-            }
             conditioning::encode_prompts(encoder, &chunks, layer, adapter)
         };
-        let l = run(self.clip_l()?, CLIP_L_PAD, loras.map(|set| &set.clip_l))?;
+        let l = run(self.clip_l()?, Side::L, loras.map(|set| &set.clip_l))?;
         match &self.clip_g {
             None => Ok(l.into_iter().map(|l| Conditioning { context: l.hidden, pooled: None }).collect()),
             Some(clip_g) => {
-                let g = run(clip_g, CLIP_G_PAD, loras.map(|set| &set.clip_g))?;
+                let g = run(clip_g, Side::G, loras.map(|set| &set.clip_g))?;
                 Ok(l.iter().zip(&g).map(|(l, g)| conditioning::join(l, g)).collect::<Result<_, _>>()?)
             }
         }

@@ -2,10 +2,16 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor};
+use darkroom_models::clip::Embedding;
 use darkroom_models::tokenizer::ClipTokenizer;
 use darkroom_pipelines::prompt::{
-    CHUNK_LEN, CHUNK_ROOM, CLIP_G_PAD, CLIP_L_PAD, PromptError, PromptLimits, PromptWarning, Segment,
-    TokenChunk, TokenChunks, check_weights, chunk, parse,
+    CHUNK_LEN, CHUNK_ROOM, CLIP_G_PAD, CLIP_L_PAD, EmbeddingSource, EncoderEmbeddings, PromptError,
+    PromptLimits, PromptWarning, Segment, TokenChunk, TokenChunks, check_weights, chunk,
+    chunk_with_embeddings, parse,
 };
 use proptest::prelude::*;
 use serde::Deserialize;
@@ -166,6 +172,86 @@ fn an_embedding_is_left_out_with_a_warning_that_names_it() {
     assert_eq!(rows.warnings, [PromptWarning::EmbeddingIgnored { name: "easynegative".to_owned() }]);
     assert!(rows.warnings[0].to_string().contains("easynegative"));
     assert_eq!(tokens_of(&rows.chunks[0], &tokenizer), tokenizer.encode("a cat <3").unwrap());
+}
+
+/// An embedding of three vectors of two values, and one of nine of one value.
+#[derive(Debug)]
+struct Two {
+    three: Arc<Embedding>,
+    nine: Arc<Embedding>,
+}
+
+impl Two {
+    fn new() -> Self {
+        let made = |rows: usize, width: usize| {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("made.safetensors");
+            let tensor = Tensor::arange(0f32, (rows * width) as f32, &Device::Cpu).unwrap();
+            let tensors = HashMap::from([("emb_params", tensor.reshape((rows, width)).unwrap())]);
+            candle_core::safetensors::save(&tensors, &path).unwrap();
+            Arc::new(Embedding::read(&path).unwrap())
+        };
+        Self { three: made(3, 2), nine: made(9, 1) }
+    }
+}
+
+impl EmbeddingSource for Two {
+    fn find(&self, name: &str) -> Result<Option<Arc<Embedding>>, String> {
+        match name {
+            "three" => Ok(Some(self.three.clone())),
+            "nine" => Ok(Some(self.nine.clone())),
+            "broken" => Err("it is cut".into()),
+            _ => Ok(None),
+        }
+    }
+}
+
+#[test]
+fn embeddings_stand_in_rows_as_groups_of_vectors() {
+    let tokenizer = ClipTokenizer::standard().unwrap();
+    let source = Two::new();
+    let read = |text: &str, width: usize| {
+        let embeddings = EncoderEmbeddings { source: Some(&source), key: "clip_l", width };
+        let segments = parse(text, &ANY_LENGTH).unwrap();
+        chunk_with_embeddings(&segments, &tokenizer, CLIP_L_PAD, &ANY_LENGTH, &embeddings).unwrap()
+    };
+    let ids = |text: &str| tokenizer.encode(text).unwrap();
+    let places = |row: &TokenChunk| row.given.iter().map(|token| token.position).collect::<Vec<_>>();
+
+    let rows = read("a (cat embedding:three, dog:1.5)", 2);
+    let row = &rows.chunks[0];
+    assert_eq!(places(row), [3, 4, 5]);
+    assert_eq!(*row.given[1].vector, [2.0, 3.0]);
+    assert_eq!(row.ids[6..8], ids(", dog"));
+    assert_eq!(row.weights[1..9], [1.0, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.0]);
+    assert!(rows.warnings.is_empty(), "{:?}", rows.warnings);
+
+    // A group of nine is cut where a row is full, one of three moves whole.
+    let rows = read(&format!("{} embedding:nine", "cat ".repeat(70)), 1);
+    assert_eq!(
+        rows.chunks.iter().map(places).collect::<Vec<_>>(),
+        [vec![71, 72, 73, 74, 75], vec![1, 2, 3, 4]]
+    );
+    let rows = read(&format!("{} embedding:three", "cat ".repeat(74)), 2);
+    assert_eq!(rows.chunks.iter().map(places).collect::<Vec<_>>(), [vec![], vec![1, 2, 3]]);
+
+    // Vectors of another width leave their places, not their weights.
+    let rows = read("(embedding:three cat:1.5) dog", 1);
+    let row = &rows.chunks[0];
+    assert!(row.given.is_empty());
+    assert_eq!(row.ids[1..3], [ids("cat"), ids("dog")].concat());
+    assert_eq!(row.ids[3..], rows.empty[1..75]);
+    assert_eq!(row.weights[1..6], [1.5, 1.5, 1.5, 1.5, 1.0]);
+    let said: Vec<String> = rows.warnings.iter().map(ToString::to_string).collect();
+    assert!(said.len() == 1 && said[0].contains("three") && said[0].contains("2 values"), "{said:?}");
+
+    let rows = read("cat embedding:broken embedding:none", 1);
+    let said: Vec<String> = rows.warnings.iter().map(ToString::to_string).collect();
+    assert!(
+        said.len() == 2 && said[0].contains("it is cut") && said[1].contains("does not exist"),
+        "{said:?}"
+    );
+    assert_eq!(tokens_of(&rows.chunks[0], &tokenizer), ids("cat"));
 }
 
 #[test]

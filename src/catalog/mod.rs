@@ -4,6 +4,7 @@
 
 mod about;
 mod auxiliary;
+mod embeddings;
 mod parts;
 
 use std::collections::HashMap;

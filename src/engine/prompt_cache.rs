@@ -27,7 +27,8 @@ impl PromptCache {
     /// Keeps what `model` makes of a prompt.
     pub(super) fn put(&mut self, model: &Arc<str>, prompt: &PromptText, conditioning: &Conditioning) {
         let size = bytes_of(conditioning);
-        if size > self.budget {
+        // The files of embeddings may change under their names.
+        if size > self.budget || prompt.names_embeddings() {
             return;
         }
         let old = self.entries.put((Arc::clone(model), prompt.clone()), conditioning.clone());

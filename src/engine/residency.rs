@@ -100,7 +100,11 @@ impl Weights {
                         Opened::Whole(checkpoint) => Pipeline::load_at(&checkpoint, &device, precision),
                         Opened::Part(parts) => Pipeline::load_partial(&parts, &device, precision),
                     };
-                    pipeline.map(|p| p.with_limits(limits.clone())).map_err(|e| e.to_string())
+                    let pipeline = pipeline.map_err(|e| e.to_string())?.with_limits(limits.clone());
+                    Ok(match loader.embeddings() {
+                        Some(embeddings) => pipeline.with_embeddings(embeddings),
+                        None => pipeline,
+                    })
                 };
                 let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(load))
                     .unwrap_or_else(|_| Err("loading it ended in a defect; the log has more".to_owned()));

@@ -3,8 +3,10 @@
 //! One code for OpenAI's CLIP-L and OpenCLIP's bigG; [`ClipTextConfig`] tells them apart.
 
 mod config;
+mod embedding;
 mod layer;
 mod text_encoder;
 
 pub use config::{ClipTextConfig, HiddenAct};
-pub use text_encoder::{ClipEncoding, ClipTextEncoder, HiddenLayer};
+pub use embedding::{Embedding, EmbeddingError};
+pub use text_encoder::{ClipEncoding, ClipTextEncoder, GivenVector, HiddenLayer};

@@ -20,6 +20,18 @@ pub enum HiddenLayer {
     SkipNormed(usize),
 }
 
+/// A vector that stands in a row in place of a token's own (textual inversion). The id at its place counts for nothing,
+/// and must not be the end token.
+#[derive(Debug, Clone, Copy)]
+pub struct GivenVector<'a> {
+    /// Which row of the batch.
+    pub row: usize,
+    /// Which place in the row.
+    pub position: usize,
+    /// As wide as the encoder.
+    pub vector: &'a [f32],
+}
+
 /// What [`ClipTextEncoder::encode`] returns.
 #[derive(Debug, Clone)]
 pub struct ClipEncoding {
@@ -81,13 +93,16 @@ impl ClipTextEncoder {
     /// The pooled vector is the final layer norm of the last layer at the row's first end token, times the text
     /// projection, whichever `layer` is asked for; a row without an end token is an error then.
     pub fn encode(&self, tokens: &[Vec<u32>], layer: HiddenLayer) -> candle_core::Result<ClipEncoding> {
-        self.encode_with(tokens, layer, Adapters::none())
+        self.encode_with(tokens, &[], layer, Adapters::none())
     }
 
-    /// The same, with changes to some rows' layers.
+    /// The same, with `given` vectors in place of some tokens' and changes to some rows' layers.
+    ///
+    /// The place of a row's end token is counted as ComfyUI counts it: tokens up to it, and all given vectors.
     pub fn encode_with(
         &self,
         tokens: &[Vec<u32>],
+        given: &[GivenVector<'_>],
         layer: HiddenLayer,
         adapters: &Adapters,
     ) -> candle_core::Result<ClipEncoding> {
@@ -96,7 +111,7 @@ impl ClipTextEncoder {
         let total = self.layers.len();
         // Layers after the wanted one serve the pooled vector alone.
         let last = if self.projection.is_some() { total } else { wanted };
-        let mut x = self.embed(tokens, length)?;
+        let mut x = self.embed(tokens, given, length)?;
         let mut hidden = x.clone();
         for (i, layer) in self.layers[..last].iter().enumerate() {
             x = layer.forward(&x, adapters)?;
@@ -109,7 +124,8 @@ impl ClipTextEncoder {
         }
         let pooled = match &self.projection {
             Some(projection) => {
-                Some(self.pool(tokens, &self.final_norm.forward(&x, adapters)?, projection, adapters)?)
+                let finished = self.final_norm.forward(&x, adapters)?;
+                Some(self.pool(tokens, given, &finished, projection, adapters)?)
             }
             None => None,
         };
@@ -148,9 +164,33 @@ impl ClipTextEncoder {
         Ok(length)
     }
 
-    fn embed(&self, tokens: &[Vec<u32>], length: usize) -> candle_core::Result<Tensor> {
-        let ids = Tensor::from_vec(tokens.concat(), tokens.len() * length, &self.device)?;
-        let x = self.tokens.index_select(&ids, 0)?.to_dtype(DType::F32)?;
+    fn embed(
+        &self,
+        tokens: &[Vec<u32>],
+        given: &[GivenVector<'_>],
+        length: usize,
+    ) -> candle_core::Result<Tensor> {
+        let places = tokens.len() * length;
+        let ids = Tensor::from_vec(tokens.concat(), places, &self.device)?;
+        let mut x = self.tokens.index_select(&ids, 0)?.to_dtype(DType::F32)?;
+        if !given.is_empty() {
+            let width = self.config.hidden_size;
+            let mut from: Vec<u32> = (0..places as u32).collect();
+            let mut vectors = Vec::with_capacity(given.len() * width);
+            for (index, GivenVector { row, position, vector }) in given.iter().enumerate() {
+                if *row >= tokens.len() || *position >= length || vector.len() != width {
+                    bail!(
+                        "text encoder: a vector of {} values for place {position} of prompt chunk {row}; it has \
+                         {length} places, and takes {width} values",
+                        vector.len()
+                    );
+                }
+                from[row * length + position] = (places + index) as u32;
+                vectors.extend_from_slice(vector);
+            }
+            let vectors = Tensor::from_vec(vectors, (given.len(), width), &self.device)?;
+            x = Tensor::cat(&[x, vectors], 0)?.index_select(&Tensor::new(from, &self.device)?, 0)?;
+        }
         x.reshape((tokens.len(), length, self.config.hidden_size))?
             .broadcast_add(&self.positions.narrow(0, 0, length)?)
     }
@@ -158,6 +198,7 @@ impl ClipTextEncoder {
     fn pool(
         &self,
         tokens: &[Vec<u32>],
+        given: &[GivenVector<'_>],
         finished: &Tensor,
         projection: &Linear,
         adapters: &Adapters,
@@ -168,7 +209,8 @@ impl ClipTextEncoder {
             let Some(position) = row.iter().position(|&id| id == end) else {
                 bail!("text encoder: prompt chunk {i} has no end token ({end}) to pool at");
             };
-            rows.push(finished.get(i)?.narrow(0, position, 1)?);
+            let later = given.iter().filter(|vector| vector.row == i && vector.position > position).count();
+            rows.push(finished.get(i)?.narrow(0, position + later, 1)?);
         }
         projection.forward(&Tensor::cat(&rows, 0)?, adapters)
     }

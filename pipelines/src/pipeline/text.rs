@@ -2,13 +2,23 @@
 
 use std::sync::Arc;
 
-use darkroom_models::tokenizer::ClipTokenizer;
+use darkroom_models::clip::ClipTextEncoder;
 
 use super::{Pipeline, PromptText};
 use crate::PipelineError;
 use crate::conditioning::{self, Conditioning};
 use crate::lora::LoraSet;
-use crate::prompt::{self, CHUNK_LEN, CLIP_G_PAD, CLIP_L_PAD, PromptLimits, TokenChunk, TokenChunks};
+use crate::prompt::{
+    self, CHUNK_LEN, CLIP_G_PAD, CLIP_L_PAD, EncoderEmbeddings, PromptLimits, Segment, TokenChunk,
+    TokenChunks,
+};
+
+impl PromptText {
+    /// Whether it may name embeddings, which come from files that may change.
+    pub fn names_embeddings(&self) -> bool {
+        self.text.contains(prompt::EMBEDDING_MARK)
+    }
+}
 
 impl Pipeline {
     /// A prompt to encode. `clip_skip` counts as [`crate::ImageRequest::clip_skip`] does; of `loras` only what they
@@ -39,17 +49,17 @@ impl Pipeline {
                 message: "has one text encoder; a text for each of two needs an SDXL model".into(),
             });
         };
-        let limits = &self.limits.prompt;
-        let mut l = rows("text_l", text_l, &self.tokenizer, CLIP_L_PAD, limits)?;
-        let mut g = rows("text_g", text_g, &self.tokenizer, CLIP_G_PAD, limits)?;
+        let clip_l = self.clip_l()?;
+        let mut l = self.rows(("text_l", &parse("text_l", text_l, &self.limits.prompt)?), clip_l, Side::L)?;
+        let mut g = self.rows(("text_g", &parse("text_g", text_g, &self.limits.prompt)?), clip_g, Side::G)?;
         let longest = l.chunks.len().max(g.chunks.len());
         for rows in [&mut l, &mut g] {
-            let empty = TokenChunk { ids: rows.empty, weights: [1.0; CHUNK_LEN] };
+            let empty = TokenChunk { ids: rows.empty, weights: [1.0; CHUNK_LEN], given: Vec::new() };
             rows.chunks.resize(longest, empty);
         }
         let layer = self.hidden_layer(clip_skip);
         let loras = loras.filter(|set| set.changes_text());
-        let l = conditioning::encode_prompts(self.clip_l()?, &[l], layer, loras.map(|set| &set.clip_l))?;
+        let l = conditioning::encode_prompts(clip_l, &[l], layer, loras.map(|set| &set.clip_l))?;
         let g = conditioning::encode_prompts(clip_g, &[g], layer, loras.map(|set| &set.clip_g))?;
         let (Some(l), Some(g)) = (l.first(), g.first()) else {
             return Err(PipelineError::Request {
@@ -59,21 +69,47 @@ impl Pipeline {
         };
         Ok(conditioning::join(l, g)?)
     }
+
+    /// The rows of a prompt for one encoder.
+    pub(super) fn rows(
+        &self,
+        (field, segments): (&'static str, &[Segment]),
+        encoder: &ClipTextEncoder,
+        side: Side,
+    ) -> Result<TokenChunks, PipelineError> {
+        let (pad, key) = match side {
+            Side::L => (CLIP_L_PAD, "clip_l"),
+            Side::G => (CLIP_G_PAD, "clip_g"),
+        };
+        let source = self.embeddings.as_deref();
+        let embeddings = EncoderEmbeddings { source, key, width: encoder.config().hidden_size };
+        let limits = &self.limits.prompt;
+        let rows = prompt::chunk_with_embeddings(segments, &self.tokenizer, pad, limits, &embeddings)
+            .map_err(|source| PipelineError::Prompt { field, source })?;
+        for warning in &rows.warnings {
+            tracing::warn!("{warning}");
+        }
+        Ok(rows)
+    }
 }
 
-fn rows(
+/// Which text encoder.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Side {
+    /// CLIP-L.
+    L,
+    /// OpenCLIP bigG.
+    G,
+}
+
+/// A prompt's segments, their weights checked.
+pub(super) fn parse(
     field: &'static str,
     text: &str,
-    tokenizer: &ClipTokenizer,
-    pad: u32,
     limits: &PromptLimits,
-) -> Result<TokenChunks, PipelineError> {
+) -> Result<Vec<Segment>, PipelineError> {
     let refuse = |source| PipelineError::Prompt { field, source };
     let segments = prompt::parse(text, limits).map_err(refuse)?;
     prompt::check_weights(&segments).map_err(refuse)?;
-    let rows = prompt::chunk(&segments, tokenizer, pad, limits).map_err(refuse)?;
-    for warning in &rows.warnings {
-        tracing::warn!("{warning}");
-    }
-    Ok(rows)
+    Ok(segments)
 }

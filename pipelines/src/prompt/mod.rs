@@ -4,8 +4,8 @@
 //! one text encoder wants, [`check_weights`] refuses weights no picture survives. Encoding the rows comes after.
 //!
 //! The reference is ComfyUI's `comfy/sd1_clip.py`. Only `( )` and `:` have meaning: `[ ]`, `BREAK` and `AND` are
-//! plain text. Differences are deliberate and few: nesting has no depth limit, lengths do, and embeddings
-//! (textual inversion) are not loaded.
+//! plain text. Differences are deliberate and few: nesting has no depth limit, lengths do. Embeddings (textual
+//! inversion) come from an [`EmbeddingSource`].
 
 mod chunk;
 mod embedding;
@@ -14,7 +14,11 @@ mod parse;
 
 use darkroom_models::tokenizer::TokenizerError;
 
-pub use chunk::{CHUNK_LEN, CHUNK_ROOM, CLIP_G_PAD, CLIP_L_PAD, TokenChunk, TokenChunks, chunk};
+pub use chunk::{
+    CHUNK_LEN, CHUNK_ROOM, CLIP_G_PAD, CLIP_L_PAD, GivenToken, TokenChunk, TokenChunks, chunk,
+    chunk_with_embeddings,
+};
+pub use embedding::{EMBEDDING_MARK, EmbeddingSource, EncoderEmbeddings};
 pub use parse::{Segment, check_weights, parse};
 
 /// How long a prompt may be.
@@ -77,14 +81,42 @@ pub enum PromptWarning {
         /// The name.
         name: String,
     },
+    /// An embedding that is there and cannot be used is left out.
+    EmbeddingUnreadable {
+        /// The name.
+        name: String,
+        /// Why.
+        reason: String,
+    },
+    /// An embedding for other text encoders is left out for this one.
+    EmbeddingWidth {
+        /// The name.
+        name: String,
+        /// Values of its vectors.
+        width: usize,
+        /// Values that the encoder takes.
+        takes: usize,
+    },
 }
 
 impl std::fmt::Display for PromptWarning {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::EmbeddingIgnored { name } => {
-                write!(f, "embedding:{name} is ignored: embeddings (textual inversion) are not supported")
+                write!(
+                    f,
+                    "embedding:{name} does not exist and is ignored: put it into the folder 'embeddings' of the models \
+                     folder, as a .safetensors file"
+                )
             }
+            Self::EmbeddingUnreadable { name, reason } => {
+                write!(f, "embedding:{name} cannot be used and is ignored: {reason}")
+            }
+            Self::EmbeddingWidth { name, width, takes } => write!(
+                f,
+                "embedding:{name} is ignored for one text encoder: its vectors have {width} values, where {takes} are \
+                 taken"
+            ),
         }
     }
 }
