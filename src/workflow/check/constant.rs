@@ -96,8 +96,9 @@ pub(super) fn convert(
         if let Some(number) = number {
             in_range(number, value, input, choices)?;
         }
-        if let Socket::Combo { choices: list, tagged } = &input.socket {
-            in_list(value, input, &choices(list), *tagged, choices)?;
+        // The lists of newer nodes (`COMBO`) are theirs to check, as in ComfyUI.
+        if let Socket::Combo { choices: list, tagged: false } = &input.socket {
+            in_list(value, input, &choices(list), choices)?;
         }
     }
     Ok(converted)
@@ -172,24 +173,14 @@ fn in_list(
     value: &Ordered,
     input: &Input,
     list: &[String],
-    tagged: bool,
     choices: &ChoicesOf<'_>,
 ) -> Result<(), Box<PromptError>> {
     let weights = matches!(input.socket, Socket::Combo { choices: Choices::Models { .. }, .. });
     let listed = |name: &str| list.iter().any(|choice| choice == name);
-    let known = |value: &Ordered| {
-        value.as_str().is_some_and(|text| {
-            listed(text) || (weights && as_safetensors(text).is_some_and(|name| listed(&name)))
-        })
+    let known = |name: &str| {
+        listed(name) || (weights && as_safetensors(name).is_some_and(|converted| listed(&converted)))
     };
-    let several = input.options.get("multiselect").is_some_and(|flag| *flag == json!(true));
-    let good = match value {
-        Ordered::Array(items) if several => items.iter().all(known),
-        // Some lists of newer nodes are only known to the front end.
-        _ if tagged && list.is_empty() => true,
-        value => known(value),
-    };
-    if good {
+    if value.as_str().is_some_and(known) {
         return Ok(());
     }
     let (told, config) = if list.len() > MOST_CHOICES_TOLD {

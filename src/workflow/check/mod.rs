@@ -3,8 +3,7 @@
 //! converted on the way, as Python would, and the converted ones are what runs, what the history tells and what
 //! pictures carry. Walks with a stack of its own: a chain of any length is checked.
 //!
-//! Where ComfyUI's own order is that of Python's sets, which is random, it is the declared one here. Choices of nodes
-//! that write theirs as `COMBO` are checked as newer versions of ComfyUI do.
+//! Where ComfyUI's own order is that of Python's sets, which is random, it is the declared one here.
 
 mod constant;
 mod errors;
@@ -20,7 +19,7 @@ use serde_json::json;
 use super::folders::Folders;
 use super::graph::{Graph, constant as unwrapped, link};
 use super::inputs;
-use super::interface::{Choices, Input};
+use super::interface::{Choices, Input, Socket};
 use super::ordered::Ordered;
 use super::python;
 use super::registry::{Node, Registry};
@@ -307,6 +306,18 @@ impl<'a> Checker<'a> {
             && let Some(value) = self.graph.input(&frame.id, name)
             && !matches!(value, Ordered::Array(_))
         {
+            // Nodes take the names of files for granted to be texts.
+            let is_choice = frame
+                .node
+                .interface
+                .find(name)
+                .is_some_and(|input| matches!(input.socket, Socket::Combo { .. }));
+            if is_choice && !matches!(unwrapped(value), Ordered::String(_)) {
+                let message =
+                    format!("'{}' object has no attribute 'endswith'", python::type_name(unwrapped(value)));
+                stack.push(frame);
+                return self.unwind(stack, &Exception { kind: "AttributeError", message });
+            }
             let inputs = inputs::constants(&frame.node.interface, self.graph.inputs(&frame.id));
             if let Err(message) = own_check(&inputs, self.folders) {
                 let details =
