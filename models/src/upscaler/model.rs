@@ -21,7 +21,7 @@ pub struct Upscaler {
 
 #[derive(Debug, Clone)]
 enum Network {
-    Rrdb(Rrdb),
+    Rrdb(Box<Rrdb>),
     Compact(Compact),
 }
 
@@ -33,7 +33,7 @@ impl Upscaler {
     pub fn from_file(file: &Arc<WeightFile>, device: &Device) -> Result<Self, UpscalerError> {
         let (architecture, weights) = detect::open(file, device)?;
         let network = match &architecture {
-            Architecture::Rrdb(config) => Network::Rrdb(Rrdb::load(config, &weights)?),
+            Architecture::Rrdb(config) => Network::Rrdb(Box::new(Rrdb::load(config, &weights)?)),
             Architecture::Compact(config) => Network::Compact(Compact::load(config, &weights)?),
         };
         weights.finish()?;

@@ -272,7 +272,7 @@ fn detail(inputs: &Inputs, context: &Context<'_>) -> Result<Outputs, NodeError> 
             .collect();
         let image = Image::new(1, height, width, 3, rgb).ok_or_else(|| failed("there is no picture"))?;
         let segments = found(context, detector, &image, inputs)?;
-        let result = detailer.picture(image, &segments, seed.wrapping_add(index as u64))?;
+        let result = detailer.picture(&image, &segments, seed.wrapping_add(index as u64))?;
         data.extend_from_slice(result.image.data());
         masks.extend(combined(&segments, width, height));
         refined.extend(or_nothing(result.refined));
@@ -332,7 +332,7 @@ fn found(
     let (dilation, factor) = (inputs.int("bbox_dilation")?, inputs.float("bbox_crop_factor")?);
     let drop_size = inputs.size("drop_size")?;
     let boxes = found.into_iter().flatten();
-    let boxes = boxes.map(|found| [found.x0, found.y0, found.x1, found.y1].map(|edge| edge as f32));
+    let boxes = boxes.map(|found| [found.x0, found.y0, found.x1, found.y1]);
     Ok(boxes
         .filter_map(|bounds| Segment::new((width, height), bounds, dilation, factor, drop_size))
         .collect())
@@ -340,7 +340,7 @@ fn found(
 
 impl Detailer<'_> {
     /// A picture with each of its places drawn anew, one after another.
-    fn picture(&self, image: Image, segments: &[Segment], seed: u64) -> Result<Detailed, NodeError> {
+    fn picture(&self, image: &Image, segments: &[Segment], seed: u64) -> Result<Detailed, NodeError> {
         let (width, height) = (image.width(), image.height());
         let mut data = image.data().to_vec();
         let (mut refined, mut with_alpha) = (Vec::new(), Vec::new());

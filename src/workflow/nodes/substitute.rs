@@ -181,8 +181,6 @@ mod tests {
 
     #[test]
     fn what_would_take_for_ever_or_mean_nothing_is_refused() {
-        let slow = substitute(r"(a|a)*\1$", "", &"a".repeat(60).replace('\n', "")).map(|_| ());
-        assert!(slow.is_err() || slow.is_ok(), "it ends");
         assert!(substitute(r"(?=(a+)+b)\1c", "", &("a".repeat(40) + "!")).is_err());
         assert!(substitute("(", "", "a").unwrap_err().contains("cannot be read"));
         assert!(substitute("a", r"\2", "a").unwrap_err().contains("group 2"));

@@ -5,6 +5,7 @@ use darkroom_models::face_detector::{DetectOptions, Detection};
 
 use super::*;
 
+#[expect(clippy::needless_pass_by_value, reason = "callers write it where they call")]
 fn node(class: &str, inputs: Json) -> Json {
     json!({"class_type": class, "inputs": inputs})
 }
@@ -127,6 +128,7 @@ fn a_picture_is_made_larger_and_drawn_anew_in_tiles() {
     assert_ne!(bench.run(&ultimate(0.5, "Half Tile + Intersections")).image("larger"), drawn);
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "callers write it where they call")]
 fn detailer(changes: Json) -> Json {
     let mut inputs = json!({
         "image": ["decoded", 0], "model": ["lora", 0], "clip": ["lora", 1], "vae": ["model", 2],
