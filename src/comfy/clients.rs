@@ -20,6 +20,12 @@ use crate::task::Owner;
 
 /// Bytes of one prompt's news that are held back before its thread waits. All of it goes into the outbox at once.
 const HELD: usize = 8 << 20;
+/// News of one prompt that are held back whole; beyond that, only the last word on how far a node is. Of previews it is
+/// always the last alone.
+const HELD_WHOLE: usize = 512;
+/// Bytes that wait for a socket from which on it is not told every `progress_state`: a client that catches up, or reads
+/// slowly, is not to be cut for what the next one says as well.
+const HURRY: usize = 2 << 20;
 /// Between two looks of a thread that waits.
 const LOOK: Duration = Duration::from_millis(100);
 /// A socket that was silent so long may be closed for a new one when all places are taken.
@@ -207,10 +213,10 @@ impl State {
 
     fn tell_news(&mut self, news: &News) {
         let features = self.features;
-        let connected = self.socket.is_some();
         let Some(turn) = self.turns.front_mut() else { return };
-        if connected {
+        if let Some((_, outbox)) = &self.socket {
             let mut frames = Vec::new();
+            turn.teller.hurried = outbox.waiting() > HURRY;
             turn.teller.tell(news, features, &mut frames);
             self.tell(frames);
         } else {
@@ -257,7 +263,8 @@ impl Listening {
                 return;
             }
             let turn = &mut state.turns[place];
-            let passing = turn.held.iter().rposition(|held| held.is_outdone_by(&news));
+            let collapses = news.is_preview() || turn.held.len() >= HELD_WHOLE;
+            let passing = turn.held.iter().rposition(|held| collapses && held.is_outdone_by(&news));
             let in_reach = passing.is_some_and(|at| turn.held[at..].iter().all(News::is_passing));
             if let Some(at) = passing.filter(|_| in_reach) {
                 let old = turn.held.remove(at);
@@ -491,6 +498,14 @@ mod tests {
                 "progress_state",
                 "progress",
                 "progress_state",
+                "progress",
+                "progress_state",
+                "progress",
+                "progress_state",
+                "progress",
+                "progress_state",
+                "progress",
+                "progress_state",
                 "execution_success",
                 "status",
                 "executing"
@@ -499,6 +514,58 @@ mod tests {
         assert!(lock(&clients.all).len() == 1, "the client is still there");
         drop(socket);
         assert!(lock(&clients.all).is_empty());
+    }
+
+    #[tokio::test]
+    async fn of_very_much_that_is_held_back_the_last_word_is_told() {
+        let clients = clients();
+        let socket = clients.connect(Owner::Anyone, Some("a")).unwrap();
+        let first = clients.begin(&Owner::Anyone, "a", "first");
+        let second = clients.begin(&Owner::Anyone, "a", "second");
+        let node = || "1".to_owned();
+        tell(&second, Event::Executing { node: node() });
+        for value in 1..=10_000 {
+            tell(&second, Event::Progress { node: node(), value, max: 10_000 });
+            tell(&second, Event::Preview { node: node(), width: 1, height: 1, rgb: vec![0; 3] });
+        }
+        first.end();
+        second.end();
+        let mut progress = Vec::new();
+        let mut pictures = 0;
+        loop {
+            match socket.outbox.next().await.unwrap() {
+                Frame::Binary(_) => pictures += 1,
+                Frame::Text(text) => {
+                    let message: Json = serde_json::from_slice(&text).unwrap();
+                    match message["type"].as_str().unwrap() {
+                        "progress" => progress.push(message["data"]["value"].as_u64().unwrap()),
+                        "executing" if message["data"]["prompt_id"] == "second" => {
+                            if message["data"]["node"].is_null() {
+                                break;
+                            }
+                        }
+                        _ => {}
+                    }
+                }
+            }
+        }
+        assert_eq!((pictures, progress.last()), (1, Some(&10_000)));
+        assert!(progress.len() <= HELD_WHOLE && progress.is_sorted(), "{}", progress.len());
+    }
+
+    #[tokio::test]
+    async fn a_client_that_reads_slowly_is_told_less_often_how_all_nodes_are() {
+        let clients = clients();
+        let socket = clients.connect(Owner::Anyone, Some("a")).unwrap();
+        let prompt = clients.begin(&Owner::Anyone, "a", "p");
+        for node in 0..250 {
+            tell(&prompt, Event::Executing { node: node.to_string() });
+            tell(&prompt, Event::Finished { node: node.to_string() });
+        }
+        // All states would be about 12 MB.
+        let waiting = socket.outbox.waiting();
+        assert!((HURRY..6 << 20).contains(&waiting), "{waiting}");
+        prompt.end();
     }
 
     #[tokio::test]

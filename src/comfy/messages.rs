@@ -170,6 +170,11 @@ impl News {
         }
     }
 
+    /// Whether it is a preview.
+    pub(super) fn is_preview(&self) -> bool {
+        matches!(self.what, What::Picture { format: Format::Jpeg, .. })
+    }
+
     /// Whether something after it may stand in its place (see [`Self::is_outdone_by`]).
     pub(super) fn is_passing(&self) -> bool {
         matches!(self.what, What::Progress { .. } | What::Text { .. } | What::Picture { .. })
@@ -284,6 +289,8 @@ pub(super) struct Teller {
     /// When the last `progress_state` of a large graph was told, and whether there is news since.
     told: Option<Instant>,
     owed: bool,
+    /// Much waits to be sent already: states of all nodes are told now and then alone.
+    pub(super) hurried: bool,
     /// The node that runs.
     pub(super) current: Option<String>,
 }
@@ -295,6 +302,7 @@ impl Teller {
             progress: Progress::new(prompt_id),
             told: None,
             owed: false,
+            hurried: false,
             current: None,
         }
     }
@@ -353,7 +361,8 @@ impl Teller {
     }
 
     fn state(&mut self, frames: &mut Vec<Frame>) {
-        if self.progress.len() > TOLD_AT_ONCE && self.told.is_some_and(|at| at.elapsed() < BETWEEN) {
+        let seldom = self.hurried || self.progress.len() > TOLD_AT_ONCE;
+        if seldom && self.told.is_some_and(|at| at.elapsed() < BETWEEN) {
             self.owed = true;
         } else {
             self.state_now(frames);

@@ -66,6 +66,11 @@ impl Outbox {
         self.ready.notify_one();
     }
 
+    /// Bytes that wait.
+    pub(super) fn waiting(&self) -> usize {
+        self.lock().bytes
+    }
+
     /// Sends nothing more.
     pub(super) fn cut(&self) {
         self.clear(&mut self.lock());
