@@ -65,11 +65,19 @@ fn comparable(answer: &Value) -> Value {
             // Of several ComfyUI counts those that it came to after the node, in the order of a set.
             node["dependent_outputs"] = "some of several".into();
         }
-        for error in nodes.values_mut().flat_map(|node| node["errors"].as_array_mut().unwrap()) {
-            let before = error.clone();
-            without_words(error);
-            worded |= before != *error;
+        for errors in nodes.values_mut().map(|node| node["errors"].as_array_mut().unwrap()) {
+            for error in errors.iter_mut() {
+                let before = error.clone();
+                without_words(error);
+                worded |= before != *error;
+            }
+            errors.sort_by_key(Value::to_string); // inputs are a set too
         }
+    }
+    // Which nodes are missing, which make a circle: said beside what ComfyUI says.
+    if let Some(info) = answer["error"].get_mut("extra_info").and_then(Value::as_object_mut) {
+        info.remove("missing");
+        info.remove("cycle");
     }
     // A line for each error of an output node, in the order of a set.
     if let Some(details) = answer["error"].get_mut("details").filter(|details| details.is_string()) {
@@ -168,7 +176,7 @@ async fn nodes_are_described_as_comfyui_describes_them() {
     for (class, theirs) in recorded.as_object().unwrap() {
         match ours.get(class) {
             None => found.push(format!("{class} is not there")),
-            Some(ours) => found.extend(difference(class, theirs, &without(&names, ours))),
+            Some(ours) => found.extend(difference(class, &settled(theirs), &settled(&without(&names, ours)))),
         }
         let alone = comfy.json(&format!("/object_info/{class}")).await;
         found.extend(difference(class, &json!({class: ours[class]}), &alone));

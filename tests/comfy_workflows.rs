@@ -6,7 +6,7 @@
 mod comfy;
 mod server;
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::io::Cursor;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
@@ -85,7 +85,7 @@ async fn replay(name: &str) {
             Some("webp") => compare_animations(&theirs, &ours),
             other => panic!("{path}: no comparison for {other:?}"),
         };
-        found.extend(said.map(|said| format!("{path}: {said}")));
+        found.extend(said.into_iter().map(|said| format!("{path}: {said}")));
     }
     none_differ(&found);
 }
@@ -98,7 +98,7 @@ fn files(outputs: &Value) -> Vec<Value> {
 }
 
 /// A PNG's shape, its text, and its values.
-fn read_png(bytes: &[u8]) -> (String, HashMap<String, String>, Vec<u8>) {
+fn read_png(bytes: &[u8]) -> (String, BTreeMap<String, String>, Vec<u8>) {
     let mut reader = png::Decoder::new(Cursor::new(bytes)).read_info().unwrap();
     let mut values = vec![0; reader.output_buffer_size().unwrap()];
     let frame = reader.next_frame(&mut values).unwrap();
@@ -111,13 +111,12 @@ fn read_png(bytes: &[u8]) -> (String, HashMap<String, String>, Vec<u8>) {
     (shape, text.collect(), values)
 }
 
-fn compare_pictures(theirs: &[u8], ours: &[u8]) -> Option<String> {
+fn compare_pictures(theirs: &[u8], ours: &[u8]) -> Vec<String> {
     let ((shape, text, values), (our_shape, our_text, our_values)) = (read_png(theirs), read_png(ours));
+    let mut found = Vec::from_iter(text_difference(&text, &our_text));
     if shape != our_shape {
-        return Some(format!("theirs is {shape}, ours {our_shape}"));
-    }
-    if text != our_text {
-        return Some(format!("theirs says {text:?}, ours {our_text:?}"));
+        found.push(format!("theirs is {shape}, ours {our_shape}"));
+        return found;
     }
     let off: Vec<u8> = values
         .iter()
@@ -126,12 +125,26 @@ fn compare_pictures(theirs: &[u8], ours: &[u8]) -> Option<String> {
         .filter(|off| *off > 2)
         .collect();
     let share = off.len() as f64 / values.len() as f64;
-    (share > FEW).then(|| {
-        format!("{:.2} % of the values are off, by up to {}", 100.0 * share, off.iter().max().unwrap())
-    })
+    if share > FEW {
+        let most = off.iter().max().unwrap();
+        found.push(format!("{:.2} % of the values are off, by up to {most}", 100.0 * share));
+    }
+    found
 }
 
-fn compare_latents(theirs: &[u8], ours: &[u8]) -> Option<String> {
+/// Where texts differ first, with a few words around it.
+fn text_difference(theirs: &BTreeMap<String, String>, ours: &BTreeMap<String, String>) -> Option<String> {
+    let [theirs, ours] = [theirs, ours].map(|texts| format!("{texts:?}"));
+    let at = theirs.bytes().zip(ours.bytes()).position(|(left, right)| left != right);
+    let at = at.or_else(|| (theirs.len() != ours.len()).then(|| theirs.len().min(ours.len())))?;
+    let [theirs, ours] = [theirs, ours].map(|text| {
+        let around = &text.as_bytes()[at.saturating_sub(60).min(text.len())..(at + 60).min(text.len())];
+        String::from_utf8_lossy(around).into_owned()
+    });
+    Some(format!("theirs says ...{theirs}..., ours ...{ours}..."))
+}
+
+fn compare_latents(theirs: &[u8], ours: &[u8]) -> Vec<String> {
     let read = |bytes: &[u8]| {
         let (_, header) = SafeTensors::read_metadata(bytes).unwrap();
         let tensors = SafeTensors::deserialize(bytes).unwrap();
@@ -147,47 +160,57 @@ fn compare_latents(theirs: &[u8], ours: &[u8]) -> Option<String> {
             .chunks_exact(4)
             .map(|four| f32::from_le_bytes(four.try_into().unwrap()).into())
             .collect();
-        (names, header.metadata().clone(), values)
+        (names, BTreeMap::from_iter(header.metadata().clone().unwrap_or_default()), values)
     };
     let ((names, metadata, values), (our_names, our_metadata, our_values)) = (read(theirs), read(ours));
-    if (&names, &metadata) != (&our_names, &our_metadata) {
-        return Some(format!("theirs has {names:?} {metadata:?}, ours {our_names:?} {our_metadata:?}"));
+    let mut found = Vec::from_iter(text_difference(&metadata, &our_metadata));
+    if names != our_names {
+        found.push(format!("theirs has {names:?}, ours {our_names:?}"));
+        return found;
     }
     let off: f64 = values.iter().zip(&our_values).map(|(left, right)| (left - right).powi(2)).sum();
     let whole: f64 = values.iter().map(|value| value.powi(2)).sum();
     let relative = if whole == 0.0 { off.sqrt() } else { (off / whole).sqrt() };
-    (relative.is_nan() || relative > LATENTS).then(|| format!("{relative:.2e} off"))
+    if relative.is_nan() || relative > LATENTS {
+        found.push(format!("{relative:.2e} off"));
+    }
+    found
 }
 
-fn compare_animations(theirs: &[u8], ours: &[u8]) -> Option<String> {
+fn compare_animations(theirs: &[u8], ours: &[u8]) -> Vec<String> {
     let read = |bytes: &[u8]| {
         let mut decoder = WebPDecoder::new(Cursor::new(bytes)).unwrap();
         let exif = decoder.exif_metadata().unwrap().unwrap_or_default();
         (texts(&exif), decoder.into_frames().collect_frames().unwrap())
     };
     let ((text, frames), (our_text, our_frames)) = (read(theirs), read(ours));
-    if text != our_text {
-        return Some(format!("theirs says {text:?}, ours {our_text:?}"));
-    }
+    let mut found = Vec::from_iter(text_difference(&text, &our_text));
     if frames.len() != our_frames.len() {
-        return Some(format!("theirs has {} frames, ours {}", frames.len(), our_frames.len()));
+        found.push(format!("theirs has {} frames, ours {}", frames.len(), our_frames.len()));
     }
-    frames.iter().zip(&our_frames).enumerate().find_map(|(index, (left, right))| {
+    for (index, (left, right)) in frames.iter().zip(&our_frames).enumerate() {
         let shape = |frame: &Frame| (frame.buffer().dimensions(), frame.delay().numer_denom_ms());
         if shape(left) != shape(right) {
-            return Some(format!("frame {index}: theirs is {:?}, ours {:?}", shape(left), shape(right)));
+            found.push(format!("frame {index}: theirs is {:?}, ours {:?}", shape(left), shape(right)));
+            continue;
         }
         let values = left.buffer().iter().zip(right.buffer().iter());
-        let mean = values.map(|(left, right)| f64::from(left.abs_diff(*right))).sum::<f64>()
-            / left.buffer().len() as f64;
-        (mean > LOSSY).then(|| format!("frame {index} is {mean:.1} levels off in the mean"))
-    })
+        let sum: f64 = values.map(|(left, right)| f64::from(left.abs_diff(*right))).sum();
+        let mean = sum / left.buffer().len() as f64;
+        if mean > LOSSY {
+            found.push(format!("frame {index} is {mean:.1} levels off in the mean"));
+        }
+    }
+    found
 }
 
 /// The workflow's texts in Exif data: those that begin with a word and a colon, up to their NUL.
-fn texts(exif: &[u8]) -> Vec<String> {
+fn texts(exif: &[u8]) -> BTreeMap<String, String> {
     let pieces = exif.split(|byte| *byte == 0).map(String::from_utf8_lossy);
-    pieces.filter_map(|piece| piece.find("prompt:{").map(|at| piece[at..].to_owned())).collect()
+    let texts = pieces.filter_map(|piece| piece.find("prompt:{").map(|at| piece[at..].to_owned()));
+    texts
+        .filter_map(|text| text.split_once(':').map(|(key, text)| (key.to_owned(), text.to_owned())))
+        .collect()
 }
 
 macro_rules! workflows {
@@ -217,12 +240,12 @@ workflows! {
     masked_conditions_elsewhere_shaped concat_and_average combine_of_lengths zeroed_out timestep_ranges
     text_encode_sdxl clip_skip long_weighted_prompts embedding same_conditions_twice lora_stack
     lora_of_one_side controlnet_apply controlnet_two controlnet_with_a_batch_of_hints rescale_cfg free_u
-    cfg_norm sampling_eps sampling_v_prediction sampling_lcm sampling_x0 sampling_sd3 sampling_auraflow
+    cfg_norm sampling_eps sampling_v_prediction sampling_lcm sampling_x0
     everything_at_once split_files upscale_models upscale_model_in_tiles vae_tiled latent_scaling
     latent_shapes latent_batches rebatched_latents load_latent empty_latents image_scale_nearest_exact
     image_scale_bilinear image_scale_area image_scale_bicubic image_scale_lanczos
     image_invert_flip_rotate image_crop image_pad image_blend image_blur_sharpen image_quantize
     image_batches lists_of_different_lengths empty_images image_masks alpha composites canny mask_shapes
     mask_composites load_images load_animated_images load_image_masks load_from_elsewhere file_names
-    counters metadata animated previews primitives numbers_as_text
+    metadata animated previews primitives numbers_as_text
 }

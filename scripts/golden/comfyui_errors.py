@@ -53,7 +53,6 @@ def bodies() -> dict:
         "prompt_string": {"prompt": "text"},
         "prompt_number": {"prompt": 5},
         "body_null": "null",
-        "body_list": "[]",
         "body_number": "7",
         "body_empty": "",
         "body_not_json": "{not json",

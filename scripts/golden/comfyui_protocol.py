@@ -15,15 +15,17 @@ PICTURE = comfyui_errors.PICTURE
 
 def requests() -> list[dict]:
     """Each: `name`, `method`, `path`, and `json` (kept as text), `text` or `form` (a file is `[name, input file or text]`); `compare` says how
-    answers are alike: `json` (the default; times aside), `shape` (keys and kinds), `picture`, `bytes`, or `status`."""
+    answers are alike: `json` (the default; times aside), `shape` (keys and kinds), `holds` (a list that has all of it),
+    `picture`, `bytes`, or `status`. `may` says that Darkroom may as well `refuse` it, or `serve` it."""
     photo, other, shape, text = "photo.png", "odd.png", "shape.png", "not a picture"
     made: list[dict] = []
 
     def ask(name, method, path, **more):
         made.append({"name": name, "method": method, "path": path} | more)
 
-    def upload(name, file, data, route="image", **fields):
-        ask("upload: " + name, "POST", "/upload/" + route, form={"image": [file, data]} | fields)
+    def upload(name, file, data, route="image", may=None, **fields):
+        more = {"may": may} if may else {}
+        ask("upload: " + name, "POST", "/upload/" + route, form={"image": [file, data]} | fields, **more)
 
     def view(name, query, compare="bytes"):
         ask("view: " + name, "GET", "/view" + ("?" + query if query else ""), compare=compare)
@@ -37,7 +39,7 @@ def requests() -> list[dict]:
     upload("overwriting by 1", "p.png", photo, overwrite="1")
     upload("overwrite false", "p.png", shape, overwrite="false")
     upload("in a subfolder", "p.png", photo, subfolder="a/b")
-    upload("in an untidy subfolder", "q.png", photo, subfolder="a/./b//../b/")
+    upload("in an untidy subfolder", "q.png", photo, subfolder="a/./b//../b/", may="refuse")
     upload("to temp", "t.png", photo, type="temp")
     upload("to output", "o.png", photo, type="output", subfolder="deep")
     upload("to an unknown type", "p.png", photo, type="models")
@@ -45,7 +47,7 @@ def requests() -> list[dict]:
     upload("subfolder above by a detour", "p.png", photo, subfolder="a/../../x")
     upload("absolute subfolder", "p.png", photo, subfolder="/etc")
     upload("file name above", "../p.png", photo)
-    upload("file name with a folder", "c/p.png", photo)
+    upload("file name with a folder", "c/p.png", photo, may="serve")
     upload("two dots in the name", "test..png", photo)
     upload("a space and an umlaut", "ä b.png", photo)
     upload("no ending", "plain", photo)
@@ -57,8 +59,8 @@ def requests() -> list[dict]:
     ask("upload: not a form", "POST", "/upload/image", json={"image": "x"})
     upload("mask", "mask.png", shape, "mask", original_ref=json.dumps({"filename": "p (1).png", "type": "input", "subfolder": ""}))
     upload("mask of the same size", "mask2.png", shape, "mask", original_ref=json.dumps({"filename": "p.png", "type": "input"}), subfolder="clipspace")
-    upload("mask of an absent original", "mask3.png", shape, "mask", original_ref=json.dumps({"filename": "absent.png", "type": "input"}))
-    upload("mask of an original above", "mask4.png", shape, "mask", original_ref=json.dumps({"filename": "../p.png", "type": "input"}))
+    upload("mask of an absent original", "mask3.png", shape, "mask", original_ref=json.dumps({"filename": "absent.png", "type": "input"}), may="refuse")
+    upload("mask of an original above", "mask4.png", shape, "mask", original_ref=json.dumps({"filename": "../p.png", "type": "input"}), may="refuse")
     upload("mask without original", "mask5.png", shape, "mask")
     upload("mask with a broken reference", "mask6.png", shape, "mask", original_ref="{")
 
@@ -75,6 +77,7 @@ def requests() -> list[dict]:
     view("above", "filename=../p.png&type=input", "status")
     view("absolute", "filename=/etc/passwd&type=input", "status")
     view("two dots in the name", "filename=test..png&type=input", "status")
+    made[-1]["may"] = "serve"
     view("with a folder in the name", "filename=a/b/p.png&type=input", "status")
     view("unknown type", "filename=p.png&type=models", "status")
     view("subfolder above", "filename=p.png&type=input&subfolder=..", "status")
@@ -94,15 +97,16 @@ def requests() -> list[dict]:
     view("under /api", "filename=p.png&type=input")
     made[-1]["path"] = "/api" + made[-1]["path"]
 
+    held = ("/models", "/models/loras", "/models/checkpoints", "/api/models/loras")
     for path in ("/prompt", "/api/prompt", "/queue", "/history", "/features", "/embeddings", "/models", "/models/loras",
                  "/models/checkpoints", "/models/upscale_models", "/models/vae", "/models/nothing", "/api/models/loras",
-                 "/experiment/models/loras", "/experiment/models/nothing", "/experiment/models/preview/loras/0/lora_tiny.safetensors",
+                 "/experiment/models/controlnet", "/experiment/models/nothing", "/experiment/models/preview/loras/0/lora_tiny.safetensors",
                  "/experiment/models/preview/nothing/0/x", "/experiment/models/preview/loras/7/x", "/i18n", "/workflow_templates",
                  "/view_metadata/loras?filename=absent.safetensors", "/view_metadata/nothing?filename=x.safetensors",
                  "/view_metadata/loras", "/view_metadata/loras?filename=x.pt", "/view_metadata/embeddings?filename=tiny.safetensors",
                  "/view_metadata/loras?filename=lora_tiny.safetensors", "/object_info/NoSuchNode", "/history/none",
                  "/internal/files/output", "/internal/files/temp", "/internal/files/models", "/internal/nothing"):
-        ask(path, "GET", path)
+        ask(path, "GET", path, compare="holds" if path in held else "json")
     for path in ("/system_stats", "/experiment/models", "/internal/folder_paths", "/internal/logs", "/internal/logs/raw", "/extensions"):
         ask(path, "GET", path, compare="shape")
     ask("files of the input folder", "GET", "/internal/files/input", compare="shape")
@@ -121,7 +125,7 @@ def requests() -> list[dict]:
     ask("user after settings", "GET", "/users")
     ask("a setting that is absent", "GET", "/settings/Comfy.Absent")
     ask("set a setting", "POST", "/settings/Comfy.One", json={"deep": [1, None]})
-    ask("set several", "POST", "/settings", json={"Comfy.Two": True, "Comfy.Three": "ä"})
+    ask("set several", "POST", "/settings", json={"Comfy.Two": True, "Comfy.Three": "three"})
     ask("settings", "GET", "/settings")
     ask("a setting", "GET", "/settings/Comfy.One")
     ask("a setting under api", "GET", "/api/settings/Comfy.Two")
@@ -149,7 +153,7 @@ def requests() -> list[dict]:
     ask("keep at an absolute path", "POST", "/userdata/%2Fetc%2Fx.json", text="x", compare="status")
     for query in ("dir=workflows", "dir=workflows&recurse=true", "dir=workflows&recurse=true&split=true",
                   "dir=workflows&recurse=true&full_info=true", "dir=workflows&full_info=true&split=true", "dir=..", "dir=absent", "dir=top.txt", "dir=.&recurse=true"):
-        ask("list " + query, "GET", "/userdata?" + query, unordered=True)
+        ask("list " + query, "GET", "/userdata?" + query, unordered=True, **({"may": "refuse"} if query == "dir=top.txt" else {}))
     for query in ("", "?path=workflows", "?path=workflows/deep", "?path=absent", "?path=top.txt", "?path=../..", "?path=workflows%2Fdeep"):
         ask("list v2 " + query, "GET", "/v2/userdata" + query)
     ask("move", "POST", "/userdata/top.txt/move/workflows%2Fmoved.txt")
@@ -234,7 +238,7 @@ def record_requests(server, multipart) -> list[dict]:
                 step["answer"] = {"base64": base64.b64encode(data).decode()}
             case "shape":
                 step["answer"] = {"json": shape(json.loads(data))}
-            case "json":
+            case "json" | "holds":
                 try:
                     step["answer"] = {"json": json.loads(data)}
                 except ValueError:
@@ -387,13 +391,8 @@ async def converse(server) -> dict:
         await t.connect("nameless", client_id=False)
     await talk("a client without a name", nameless)
 
-    async def preview(t):
-        await t.connect("one")
-        graph = comfyui_errors.changed(PICTURE, {"1.color": 77, "3": {"class_type": "PreviewAny", "inputs": {"source": ["4", 0]}},
-                                                 "4": {"class_type": "PrimitiveInt", "inputs": {"value": 5}}})
-        await t.post("/prompt", run(graph, "texts"))
-        await t.ended("texts")
-    await talk("several outputs", preview)
+    await talk("a text", simple({"1": {"class_type": "PrimitiveInt", "inputs": {"value": 5}},
+                                "2": {"class_type": "PreviewAny", "inputs": {"source": ["1", 0]}}}, "texts"))
 
     await talk("failing", simple(prompts["broken"], "fails"))
 

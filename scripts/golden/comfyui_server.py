@@ -75,15 +75,19 @@ def multipart(fields: dict) -> tuple[bytes, str]:
     return body + f"--{boundary}--\r\n".encode(), f"multipart/form-data; boundary={boundary}"
 
 
-def without_tracebacks(value):
-    """Their lines name files of the machine that ran it."""
+PROSE = ("tooltip", "output_tooltips", "description")
+
+
+def facts(value):
+    """Without tracebacks, which name files of the machine that ran it, and without explanations, which are ComfyUI's
+    authors' words."""
     if isinstance(value, dict):
-        return {key: [] if key == "traceback" else without_tracebacks(inner) for key, inner in value.items()}
-    return [without_tracebacks(inner) for inner in value] if isinstance(value, list) else value
+        return {key: [] if key == "traceback" else facts(inner) for key, inner in value.items() if key not in PROSE}
+    return [facts(inner) for inner in value] if isinstance(value, list) else value
 
 
 def write_json(path: Path, value) -> None:
-    value = without_tracebacks(value)
+    value = facts(value)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 

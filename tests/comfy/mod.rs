@@ -14,6 +14,11 @@ use crate::server::{PATIENCE, Server, data};
 
 /// Members that differ from one moment or machine to the next; only that they are there is compared.
 const OF_THE_MOMENT: [&str; 4] = ["timestamp", "modified", "created", "traceback"];
+/// Explanations, which are in each program's own words.
+const PROSE: [&str; 3] = ["tooltip", "output_tooltips", "description"];
+/// Models that are compiled in, and stand in lists beside those of the folder.
+const BUILT_IN: [&str; 4] =
+    ["tiny-sdxl.safetensors", "tiny-canny.safetensors", "tinychan.safetensors", "tinyvio.safetensors"];
 /// Lists whose order comes from a Python set, or does not matter.
 const SETS: [&str; 4] = ["executed", "current_outputs", "dependent_outputs", "nodes"];
 
@@ -201,11 +206,12 @@ fn part(file: &[u8], prefix: &str) -> Vec<u8> {
     [&length[..], &text, &bytes].concat()
 }
 
-/// The same JSON without what the moment decides, sets in order, and the chances of temporary names out.
+/// The same JSON without what the moment decides, explanations and built-in models; with sets in order.
 pub(crate) fn settled(value: &Value) -> Value {
     match value {
         Value::Object(members) => members
             .iter()
+            .filter(|(name, _)| !PROSE.contains(&name.as_str()))
             .map(|(name, inner)| {
                 let mut inner = settled(inner);
                 if OF_THE_MOMENT.contains(&name.as_str()) {
@@ -218,10 +224,25 @@ pub(crate) fn settled(value: &Value) -> Value {
                 (name.clone(), inner)
             })
             .collect(),
-        Value::Array(items) => items.iter().map(settled).collect(),
-        Value::String(text) => without_chance(text).into(),
+        Value::Array(items) => {
+            let built_in = |item: &&Value| item.as_str().is_some_and(|text| BUILT_IN.contains(&text));
+            let mut items: Vec<_> = items.iter().filter(|item| !built_in(item)).map(settled).collect();
+            // An input's options, of which only an explanation was there.
+            items.pop_if(|last| *last == json!({}));
+            items.into()
+        }
+        Value::String(text) => without_built_in(&without_chance(text)).into(),
         other => other.clone(),
     }
+}
+
+/// A list of models as Python prints it, without those that are compiled in.
+fn without_built_in(text: &str) -> String {
+    let mut text = text.to_owned();
+    for name in BUILT_IN {
+        text = text.replace(&format!(", '{name}'"), "").replace(&format!("'{name}', "), "");
+    }
+    text
 }
 
 /// Five letters of a temporary file's name are drawn by chance.
