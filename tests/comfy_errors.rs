@@ -74,11 +74,6 @@ fn comparable(answer: &Value) -> Value {
             errors.sort_by_key(Value::to_string); // inputs are a set too
         }
     }
-    // Which nodes are missing, which make a circle: said beside what ComfyUI says.
-    if let Some(info) = answer["error"].get_mut("extra_info").and_then(Value::as_object_mut) {
-        info.remove("missing");
-        info.remove("cycle");
-    }
     // A line for each error of an output node, in the order of a set.
     if let Some(details) = answer["error"].get_mut("details").filter(|details| details.is_string()) {
         let mut lines: Vec<_> = details.as_str().unwrap().lines().map(str::to_owned).collect();

@@ -240,7 +240,7 @@ workflows! {
     masked_conditions_elsewhere_shaped concat_and_average combine_of_lengths zeroed_out timestep_ranges
     text_encode_sdxl clip_skip long_weighted_prompts embedding same_conditions_twice lora_stack
     lora_of_one_side controlnet_apply controlnet_two controlnet_with_a_batch_of_hints rescale_cfg free_u
-    cfg_norm sampling_eps sampling_v_prediction sampling_lcm sampling_x0
+    cfg_norm sampling_eps sampling_v_prediction sampling_lcm sampling_x0 sampling_sd3 sampling_auraflow
     everything_at_once split_files upscale_models upscale_model_in_tiles vae_tiled latent_scaling
     latent_shapes latent_batches rebatched_latents load_latent empty_latents image_scale_nearest_exact
     image_scale_bilinear image_scale_area image_scale_bicubic image_scale_lanczos

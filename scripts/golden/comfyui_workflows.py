@@ -382,6 +382,11 @@ def models():
             g.save_latent(g.sample(patched, pos, neg, g.empty(), steps=4, sampler="lcm" if sampling == "lcm" else "euler"), "zsnr" if zsnr else "")
         yield g
 
+    for kind, shift in (("ModelSamplingSD3", 3.0), ("ModelSamplingAuraFlow", 1.73)):
+        g, model, clip, vae, pos, neg = start(kind.replace("ModelSampling", "sampling_").lower())
+        g.save_latent(g.sample(g(kind, model=model, shift=shift), pos, neg, g.empty(), scheduler="simple"))
+        yield g
+
     g, model, clip, vae, pos, neg = start("everything_at_once")
     lora = g("LoraLoader", model=model, clip=clip, lora_name="lora_tiny.safetensors", strength_model=0.6, strength_clip=0.6)
     patched = g("RescaleCFG", model=g("FreeU_V2", model=lora[0], b1=1.1, b2=1.2, s1=0.9, s2=0.4), multiplier=0.5)
