@@ -12,6 +12,7 @@ use super::*;
 /// A text that `field` takes and that is not its default, and the value it stands for.
 fn another(field: &Field) -> (String, Value) {
     match (field.kind, field.name) {
+        (Kind::Switch, "enabled") => ("false".into(), false.into()),
         (Kind::Switch, _) => ("true".into(), true.into()),
         (Kind::Integer { least, .. }, _) => ((least + 41).to_string(), (least + 41).into()),
         (Kind::Number { .. }, _) => ("7.25".into(), 7.25.into()),
@@ -19,7 +20,9 @@ fn another(field: &Field) -> (String, Value) {
         (Kind::Choice(names), _) => (names[1].into(), names[1].into()),
         (Kind::Path, _) => ("some/where".into(), "some/where".into()),
         (_, "host") => ("::1".into(), "::1".into()),
-        (_, "public_url" | "s3_endpoint") => ("https://a.example".into(), "https://a.example".into()),
+        (_, "public_url" | "s3_endpoint" | "upstream") => {
+            ("https://a.example".into(), "https://a.example".into())
+        }
         (_, "database_url") => ("sqlite:a.db".into(), "sqlite:a.db".into()),
         (_, "images_url") => ("s3://bucket".into(), "s3://bucket".into()),
         (_, "cors_origins") => list(&["https://a.example", "https://b.example"]),
