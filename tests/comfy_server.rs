@@ -154,7 +154,8 @@ async fn a_client_hears_its_prompts_one_after_the_other_though_they_run_at_once(
         (Some(&"execution_start"), vec!["execution_success", "executing"])
     );
     let entry = ended(&server, "first").await;
-    assert_eq!(entry["status"]["messages"].as_array().unwrap().last().unwrap()[0], "execution_interrupted");
+    let last = entry["status"]["messages"].as_array().unwrap().last().unwrap();
+    assert_eq!(last[0], "execution_interrupted", "{last}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
