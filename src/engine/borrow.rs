@@ -166,6 +166,8 @@ impl Engine {
             match answer.recv_timeout(LOOK) {
                 Ok(result) => return result,
                 Err(RecvTimeoutError::Timeout) if !self.shared.is_stopping() => {}
+                // The device drops wishes that are no longer wanted, and may see that first.
+                Err(_) if stop.is_cancelled() => return Err(BorrowError::Interrupted),
                 Err(_) => return Err(BorrowError::Stopped),
             }
         }
