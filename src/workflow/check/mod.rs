@@ -14,6 +14,7 @@ mod tests;
 
 use std::collections::{HashMap, HashSet};
 
+use indexmap::IndexMap;
 use serde_json::json;
 
 use super::folders::Folders;
@@ -25,6 +26,13 @@ use super::python;
 use super::registry::{Node, Registry};
 
 pub use errors::{FaultyNode, FaultyNodes, PromptError, Refusal};
+
+/// Most nodes whose errors are told. More are as wrong, but each error has its input's declaration with it, so that a
+/// request would be answered with many times its size.
+const MOST_FAULTY: usize = 2000;
+/// Bytes of the names of outputs that fail with nodes, all nodes together: in a graph of nothing but faulty outputs each
+/// is named by each. Half of it is for the first output of each node.
+const DEPENDENT_BYTES: usize = 8 << 20;
 
 /// A prompt that can be run.
 #[derive(Debug, Clone, PartialEq)]
@@ -73,7 +81,9 @@ pub fn check(
         choices,
         folders,
         validated: HashMap::new(),
-        order: Vec::new(),
+        entered: HashSet::new(),
+        faulty: Vec::new(),
+        told: 0,
         cycle: Vec::new(),
     };
     let mut good = Vec::new();
@@ -128,17 +138,13 @@ fn outputs(graph: &Graph, registry: &Registry, targets: Option<&[String]>) -> Re
 
 /// Says it of the first node, as ComfyUI does, and names all of them to programs.
 fn unknown_class(graph: &Graph, registry: &Registry, id: &str, class: &Ordered) -> Refusal {
-    let mut missing: Vec<(String, Vec<&str>)> = Vec::new();
+    let mut missing: IndexMap<String, Vec<&str>> = IndexMap::new();
     for id in graph.ids() {
         let Some(class) = graph.class_value(id) else { continue };
         if class.as_str().is_some_and(|class| registry.get(class).is_some()) {
             continue;
         }
-        let class = python::str(class);
-        match missing.iter_mut().find(|(known, _)| *known == class) {
-            Some((_, ids)) => ids.push(id),
-            None => missing.push((class, vec![id])),
-        }
+        missing.entry(python::str(class)).or_default().push(id);
     }
     let list: Vec<_> =
         missing.iter().map(|(class, ids)| json!({ "class_type": class, "node_ids": ids })).collect();
@@ -190,8 +196,12 @@ struct Checker<'a> {
     choices: &'a ChoicesOf<'a>,
     folders: &'a Folders,
     validated: HashMap<String, Verdict>,
-    /// Keys of `validated` as they were put there.
-    order: Vec<String>,
+    /// Nodes that have been begun, whether they are done or not.
+    entered: HashSet<String>,
+    /// Nodes with errors, in the order in which they were done.
+    faulty: Vec<String>,
+    /// Bytes of the names of dependent outputs so far.
+    told: usize,
     /// The first cycle that was met.
     cycle: Vec<String>,
 }
@@ -229,9 +239,10 @@ impl<'a> Checker<'a> {
                     if let Some(verdict) = self.validated.get(&source) {
                         frame.valid &= verdict.valid;
                         frame.done += 1;
-                    } else if let Some(start) = stack.iter().position(|frame| frame.id == source) {
+                    } else if self.entered.contains(&source) {
                         if self.cycle.is_empty() {
-                            self.cycle = stack[start..].iter().map(|frame| frame.id.clone()).collect();
+                            let before = stack.iter().skip_while(|frame| frame.id != source);
+                            self.cycle = before.map(|frame| frame.id.clone()).collect();
                         }
                         if let Some(frame) = stack.last_mut() {
                             frame.valid = false;
@@ -252,6 +263,7 @@ impl<'a> Checker<'a> {
         let open =
             open.filter(|(name, value)| inputs::is_open(&node.interface, name) && link(value).is_some());
         let open = open.map(|(name, _)| name.clone()).collect();
+        self.entered.insert(id.to_owned());
         stack.push(Frame { id: id.to_owned(), node, open, done: 0, errors: Vec::new(), valid: true });
         if !self.graph.has_inputs(id) {
             self.unwind(stack, &Exception { kind: "KeyError", message: "'inputs'".into() });
@@ -377,32 +389,41 @@ impl<'a> Checker<'a> {
         self.found(frame.id, Verdict { valid: false, errors: vec![error] });
     }
 
-    fn found(&mut self, id: String, verdict: Verdict) {
-        if self.validated.insert(id.clone(), verdict).is_none() {
-            self.order.push(id);
+    fn found(&mut self, id: String, mut verdict: Verdict) {
+        if self.faulty.len() == MOST_FAULTY {
+            verdict.errors.clear();
         }
+        if !verdict.errors.is_empty() {
+            self.faulty.push(id.clone());
+        }
+        self.validated.insert(id, verdict);
     }
 
     /// Adds what is known to be wrong by now to what an output fails by. As in ComfyUI that is everything found so
     /// far, also on the way to outputs before.
-    fn collect(&self, output: &str, faulty: &mut FaultyNodes) {
-        let known: HashMap<String, usize> =
-            faulty.0.iter().enumerate().map(|(index, (id, _))| (id.clone(), index)).collect();
-        for id in &self.order {
+    fn collect(&mut self, output: &str, all: &mut FaultyNodes) {
+        let told = &mut self.told;
+        let mut tell = |outputs: &mut Vec<String>, limit: usize| {
+            let bytes = output.len() + size_of::<String>();
+            if told.saturating_add(bytes) <= limit {
+                *told += bytes;
+                outputs.push(output.to_owned());
+            }
+        };
+        // Those that were told of an output before come first in both.
+        let new = &self.faulty[all.0.len()..];
+        for (_, node) in &mut all.0 {
+            tell(&mut node.dependent_outputs, DEPENDENT_BYTES / 2);
+        }
+        for id in new {
             let Some(verdict) = self.validated.get(id) else { continue };
-            if verdict.valid || verdict.errors.is_empty() {
-                continue;
-            }
-            if let Some(index) = known.get(id) {
-                faulty.0[*index].1.dependent_outputs.push(output.to_owned());
-                continue;
-            }
-            let node = FaultyNode {
-                errors: verdict.errors.clone(),
-                dependent_outputs: vec![output.to_owned()],
-                class_type: self.graph.class(id).to_owned(),
-            };
-            faulty.0.push((id.clone(), node));
+            let mut dependent_outputs = Vec::new();
+            tell(&mut dependent_outputs, DEPENDENT_BYTES);
+            let class_type = self.graph.class(id).to_owned();
+            all.0.push((
+                id.clone(),
+                FaultyNode { errors: verdict.errors.clone(), dependent_outputs, class_type },
+            ));
         }
     }
 }

@@ -429,6 +429,23 @@ fn open_inputs_lead_to_the_nodes_they_come_from() {
     assert_eq!(body["node_errors"]["9"]["errors"][0]["details"], "'7'");
 }
 
+#[test]
+fn errors_do_not_multiply_with_outputs_that_fail() {
+    let save = node("Save", &json!({}));
+    let many = |count: usize, id: &dyn Fn(usize) -> String| {
+        let prompt: serde_json::Map<_, _> = (0..count).map(|index| (id(index), save.clone())).collect();
+        checked(&prompt.into()).unwrap_err().node_errors
+    };
+    let short = many(3 * MOST_FAULTY, &|index| index.to_string());
+    assert_eq!(short.0.len(), MOST_FAULTY);
+    assert!(short.0.iter().all(|(_, node)| !node.dependent_outputs.is_empty()));
+    let long = many(200, &|index| format!("{index}{}", "x".repeat(1 << 15)));
+    for errors in [short, long] {
+        let outputs = errors.0.iter().flat_map(|(_, node)| &node.dependent_outputs);
+        assert!(outputs.map(|output| output.len()).sum::<usize>() <= DEPENDENT_BYTES);
+    }
+}
+
 fn any_json() -> impl Strategy<Value = Json> {
     let leaf = prop_oneof![
         Just(Json::Null),
@@ -479,5 +496,118 @@ proptest! {
                 Err(refusal) => prop_assert!(serde_json::to_value(&refusal).is_ok()),
             }
         }
+    }
+}
+
+/// A place in a JSON value, as steps that are taken modulo what is there.
+fn at<'a>(value: &'a mut Json, path: &[usize]) -> &'a mut Json {
+    let Some((step, rest)) = path.split_first() else { return value };
+    let count = match &*value {
+        Json::Array(items) => items.len(),
+        Json::Object(members) => members.len(),
+        _ => 0,
+    };
+    if count == 0 {
+        return value;
+    }
+    let inner = match value {
+        Json::Array(items) => items.iter_mut().nth(step % count),
+        Json::Object(members) => members.values_mut().nth(step % count),
+        _ => None,
+    };
+    at(inner.unwrap(), rest)
+}
+
+/// What happens to one place of a workflow.
+#[derive(Debug, Clone)]
+enum Change {
+    Drop(usize),
+    Replace(Json),
+    /// One member gets what another one has.
+    Copy(usize, usize),
+    /// A member gets a name more.
+    Rename(usize, String),
+}
+
+impl Change {
+    fn apply(&self, value: &mut Json) {
+        let count = value.as_object().map_or(1, serde_json::Map::len).max(1);
+        let name = |value: &Json, index: usize| {
+            value.as_object().and_then(|members| members.keys().nth(index % count).cloned())
+        };
+        match self {
+            Self::Replace(new) => *value = new.clone(),
+            Self::Drop(index) => {
+                if let Some(name) = name(value, *index) {
+                    value.as_object_mut().unwrap().remove(&name);
+                } else if let Json::Array(items) = value {
+                    items.pop();
+                }
+            }
+            Self::Copy(from, to) => {
+                if let (Some(from), Some(to)) = (name(value, *from), name(value, *to)) {
+                    value[&to] = value[&from].clone();
+                }
+            }
+            Self::Rename(index, new) => {
+                if let Some(old) = name(value, *index) {
+                    value[new] = value[&old].clone();
+                }
+            }
+        }
+    }
+}
+
+fn any_change() -> impl Strategy<Value = (Vec<usize>, Change)> {
+    let link = (0..12u8, -3..4i64).prop_map(|(node, slot)| json!([node.to_string(), slot]));
+    let number = prop::sample::select(vec!["1e308", "-1", "18446744073709551616", "4294967296", "0.5"])
+        .prop_map(|text| serde_json::from_str(text).unwrap());
+    let value = prop_oneof![any_json(), link, number];
+    let change = prop_oneof![
+        any::<usize>().prop_map(Change::Drop),
+        value.prop_map(Change::Replace),
+        any::<(usize, usize)>().prop_map(|(from, to)| Change::Copy(from, to)),
+        (any::<usize>(), "[a-z_0-9]{1,4}").prop_map(|(index, name)| Change::Rename(index, name)),
+    ];
+    (prop::collection::vec(any::<usize>(), 0..5), change)
+}
+
+/// Prompts that were sent to ComfyUI for tests: good ones and bad ones.
+fn recorded() -> Vec<Json> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/comfyui");
+    let read =
+        |name: &str| -> Json { serde_json::from_slice(&std::fs::read(folder.join(name)).unwrap()).unwrap() };
+    let (workflows, errors) = (read("workflows.json"), read("errors.json"));
+    let cases =
+        workflows.as_object().unwrap().values().chain(errors["refused"].as_object().unwrap().values());
+    let bodies = cases.filter_map(|case| serde_json::from_str::<Json>(case["body"].as_str()?).ok());
+    bodies.filter_map(|mut body| Some(body.get_mut("prompt")?.take())).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    #[test]
+    fn recorded_workflows_that_were_tampered_with_pass_or_are_refused(
+        which in any::<prop::sample::Index>(),
+        changes in prop::collection::vec(any_change(), 1..6),
+    ) {
+        thread_local! {
+            static KNOWN: (Registry, Vec<Json>) = (Registry::all(), recorded());
+        }
+        KNOWN.with(|(registry, recorded)| {
+            let mut prompt = which.get(recorded).clone();
+            for (path, change) in &changes {
+                change.apply(at(&mut prompt, path));
+            }
+            let folders = Folders::below(Path::new("nowhere"), None);
+            if let Ok(graph) = Graph::parse(prompt.to_string().as_bytes()) {
+                match check(&graph, registry, &names, &folders, None) {
+                    Ok(run) => prop_assert!(run.needed().len() <= run.graph.len()),
+                    Err(refusal) => prop_assert!(!refusal.error.message.is_empty()),
+                }
+            }
+            Ok(())
+        })?;
     }
 }
