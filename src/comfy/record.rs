@@ -1,5 +1,6 @@
 //! What is told of a prompt while it runs: to the client at once, and to the history at the end.
 
+use std::collections::HashSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -62,6 +63,8 @@ pub(super) struct Record {
     messages: Vec<(&'static str, String)>,
     /// What each node showed.
     outputs: Vec<Shown>,
+    /// Nodes that showed something: a prompt may have very many.
+    shown: HashSet<String>,
     bytes: usize,
     /// Nodes whose outputs were taken from the cache.
     pub(super) cached: usize,
@@ -140,7 +143,7 @@ impl Record {
 
     /// A node shows something.
     pub(super) fn show(&mut self, node: &str, ran_as: &str, output: &Json, prompt_id: &str) {
-        if output.is_null() || self.outputs.iter().any(|shown| shown.node == node) {
+        if output.is_null() || self.shown.contains(node) {
             return;
         }
         let output = to_json(output);
@@ -148,6 +151,7 @@ impl Record {
         if self.bytes > SHOWN {
             tracing::warn!(prompt_id, node, "shows more than the history keeps");
         } else {
+            self.shown.insert(node.to_owned());
             self.outputs.push(Shown { node: node.to_owned(), ran_as: ran_as.to_owned(), output });
         }
     }
