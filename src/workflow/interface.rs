@@ -205,6 +205,12 @@ pub struct Interface {
     pub takes_lists: bool,
     /// Takes inputs that are not declared: those whose names start with this (rgthree's `lora_1`, `lora_2`, …).
     pub open_prefix: Option<&'static str>,
+    /// Whether ComfyUI declares it by its newer schema, so that `object_info` says more of it.
+    pub newer_schema: bool,
+    /// Whether workflows should use another.
+    pub deprecated: bool,
+    /// Whether it may change.
+    pub experimental: bool,
     /// The extension that it comes from, as `python_module` says it (`custom_nodes.rgthree-comfy`).
     pub module: &'static str,
 }
@@ -223,6 +229,9 @@ impl Interface {
             is_output: false,
             takes_lists: false,
             open_prefix: None,
+            newer_schema: false,
+            deprecated: false,
+            experimental: false,
             module: "nodes",
         }
     }
@@ -303,6 +312,27 @@ impl Interface {
         self
     }
 
+    /// ComfyUI declares it by its newer schema.
+    #[must_use]
+    pub fn newer_schema(mut self) -> Self {
+        self.newer_schema = true;
+        self
+    }
+
+    /// Workflows should use another.
+    #[must_use]
+    pub fn deprecated(mut self) -> Self {
+        self.deprecated = true;
+        self
+    }
+
+    /// It may change.
+    #[must_use]
+    pub fn experimental(mut self) -> Self {
+        self.experimental = true;
+        self
+    }
+
     /// The extension that it comes from.
     #[must_use]
     pub fn module(mut self, module: &'static str) -> Self {
@@ -345,19 +375,30 @@ impl Interface {
             let names: Vec<&str> = self.hidden.iter().map(|(name, _)| *name).collect();
             input_order.insert("hidden".into(), json!(names));
         }
-        json!({
+        // Of nodes of the newer schema the name is left to the front end where they do not say it.
+        let display = self.display.or((!self.newer_schema).then_some(self.class));
+        let mut info = json!({
             "input": inputs,
             "input_order": input_order,
             "output": self.outputs.iter().map(|output| output.kind.name()).collect::<Vec<_>>(),
             "output_is_list": self.outputs.iter().map(|output| output.is_list).collect::<Vec<_>>(),
             "output_name": self.outputs.iter().map(|output| &*output.name).collect::<Vec<_>>(),
             "name": self.class,
-            "display_name": self.display.unwrap_or(self.class),
+            "display_name": display,
             "description": self.description,
             "python_module": self.module,
             "category": self.category,
             "output_node": self.is_output,
-        })
+        });
+        for (name, said) in [("deprecated", self.deprecated), ("experimental", self.experimental)] {
+            if said || self.newer_schema {
+                info[name] = said.into();
+            }
+        }
+        if self.newer_schema {
+            info["api_node"] = false.into();
+        }
+        info
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use candle_core::Device;
 
+use super::keys::is_clip_buffer;
 use super::kind::{self, SD15_CLIP, SDXL_CLIP_G, SDXL_CLIP_L, UNET, VAE, unet_kind};
 use super::single_file::open_with;
 use super::{CheckpointError, CheckpointParts, ModelKind, Part};
@@ -21,9 +22,9 @@ impl CheckpointParts {
     /// When the file holds none of Stable Diffusion 1.5's or SDXL's shape.
     pub fn unet_alone(file: &Arc<WeightFile>, device: &Device) -> Result<Self, CheckpointError> {
         let header = file.header();
-        let bare = |name: &str| name.strip_prefix(UNET).map(str::to_owned);
-        let names = || header.tensors.keys().map(|name| bare(name).unwrap_or_else(|| name.clone()));
-        let has = |prefix: &str| names().any(|name| name.starts_with(prefix));
+        let has = |prefix: &str| {
+            header.tensors.keys().any(|name| name.strip_prefix(UNET).unwrap_or(name).starts_with(prefix))
+        };
         if !has("input_blocks.") && !(has("down_blocks.") && has("time_embedding.")) {
             return Err(refused(file, "a UNet"));
         }
@@ -93,7 +94,7 @@ fn text_encoder(
     let prefixes = [SDXL_CLIP_L, SDXL_CLIP_G, SD15_CLIP];
     open_with(file, device, kind, &|name| {
         let inner = prefixes.into_iter().find_map(|prefix| name.strip_prefix(prefix)).unwrap_or(name);
-        Some((part, inner))
+        (!is_clip_buffer(inner)).then_some((part, inner))
     })
 }
 

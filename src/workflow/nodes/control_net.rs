@@ -16,6 +16,7 @@ pub(super) fn register(registry: &mut Registry) {
     let strength = || -> Input { float("strength", 1.0, 0.0, 10.0).with("step", 0.01) };
     registry.add(
         Interface::new("ControlNetApply", "conditioning/controlnet")
+            .deprecated()
             .display("Apply ControlNet (OLD)")
             .input(link("conditioning", Kind::CONDITIONING))
             .input(link("control_net", Kind::CONTROL_NET))

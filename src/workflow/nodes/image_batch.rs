@@ -38,6 +38,7 @@ pub(super) fn register(registry: &mut Registry) {
     );
     registry.add(
         Interface::new("RebatchImages", "image/batch")
+            .newer_schema()
             .display("Rebatch Images")
             .input(link("images", Kind::IMAGE))
             .input(int("batch_size", 1, 1, 4096))

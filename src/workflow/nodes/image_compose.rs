@@ -25,6 +25,7 @@ pub(super) fn register(registry: &mut Registry) {
     );
     registry.add(
         Interface::new("ImageBlend", "image/postprocessing")
+            .newer_schema()
             .input(link("image1", Kind::IMAGE))
             .input(link("image2", Kind::IMAGE))
             .input(float("blend_factor", 0.5, 0.0, 1.0).with("step", 0.01))

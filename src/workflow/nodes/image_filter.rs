@@ -22,6 +22,7 @@ pub(super) fn register(registry: &mut Registry) {
     );
     registry.add(
         Interface::new("ImageBlur", "image/postprocessing")
+            .newer_schema()
             .input(link("image", Kind::IMAGE))
             .input(int("blur_radius", 1, 1, 31).with("step", 1))
             .input(float("sigma", 1.0, 0.1, 10.0).with("step", 0.1))
@@ -31,6 +32,7 @@ pub(super) fn register(registry: &mut Registry) {
     );
     registry.add(
         Interface::new("ImageSharpen", "image/postprocessing")
+            .newer_schema()
             .input(link("image", Kind::IMAGE))
             .input(int("sharpen_radius", 1, 1, 31).with("step", 1))
             .input(float("sigma", 1.0, 0.1, 10.0).with("step", 0.01))
@@ -41,6 +43,7 @@ pub(super) fn register(registry: &mut Registry) {
     );
     registry.add(
         Interface::new("Canny", "image/preprocessors")
+            .newer_schema()
             .input(link("image", Kind::IMAGE))
             .input(float("low_threshold", 0.4, 0.01, 0.99).with("step", 0.01))
             .input(float("high_threshold", 0.8, 0.01, 0.99).with("step", 0.01))

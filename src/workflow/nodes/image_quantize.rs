@@ -12,6 +12,7 @@ use crate::workflow::value::{Kind, Value};
 pub(super) fn register(registry: &mut Registry) {
     registry.add(
         Interface::new("ImageQuantize", "image/postprocessing")
+            .newer_schema()
             .input(link("image", Kind::IMAGE))
             .input(int("colors", 256, 1, 256).with("step", 1))
             .input(tagged_combo(

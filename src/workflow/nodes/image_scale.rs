@@ -37,6 +37,7 @@ pub(super) fn register(registry: &mut Registry) {
     );
     registry.add(
         Interface::new("ImageScaleToTotalPixels", "image/upscaling")
+            .newer_schema()
             .input(link("image", Kind::IMAGE))
             .input(tagged_combo("upscale_method", METHODS))
             .input(float("megapixels", 1.0, 0.01, 16.0).with("step", 0.01))

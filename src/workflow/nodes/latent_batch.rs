@@ -36,6 +36,7 @@ pub(super) fn register(registry: &mut Registry) {
     );
     registry.add(
         Interface::new("LatentBatch", "latent/batch")
+            .newer_schema()
             .input(link("samples1", Kind::LATENT))
             .input(link("samples2", Kind::LATENT))
             .output(Kind::LATENT)
@@ -52,6 +53,7 @@ pub(super) fn register(registry: &mut Registry) {
     );
     registry.add(
         Interface::new("RebatchLatents", "latent/batch")
+            .newer_schema()
             .display("Rebatch Latents")
             .input(link("latents", Kind::LATENT))
             .input(int("batch_size", 1, 1, 4096))

@@ -28,6 +28,7 @@ pub(super) fn register(registry: &mut Registry) {
     );
     registry.add(
         Interface::new("EmptySD3LatentImage", "latent/sd3")
+            .newer_schema()
             .input(side("width", 1024, 16).with("step", 16))
             .input(side("height", 1024, 16).with("step", 16))
             .input(int("batch_size", 1, 1, 4096))

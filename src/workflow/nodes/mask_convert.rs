@@ -39,6 +39,7 @@ pub(super) fn register(registry: &mut Registry) {
     let node = |class| Interface::new(class, "mask/compositing").module("comfy_extras.nodes_compositing");
     registry.add(
         node("SplitImageWithAlpha")
+            .newer_schema()
             .display("Split Image with Alpha")
             .input(link("image", Kind::IMAGE))
             .output(Kind::IMAGE)
@@ -47,6 +48,7 @@ pub(super) fn register(registry: &mut Registry) {
     );
     registry.add(
         node("JoinImageWithAlpha")
+            .newer_schema()
             .display("Join Image with Alpha")
             .input(link("image", Kind::IMAGE))
             .input(link("alpha", Kind::MASK))

@@ -99,6 +99,8 @@ fn flow(registry: &mut Registry) {
     add("ModelSamplingSD3", 3.0, |inputs, _| shifted(inputs, 1000.0));
     registry.add(
         Interface::new("CFGNorm", "advanced/guidance")
+            .newer_schema()
+            .experimental()
             .input(link("model", Kind::MODEL))
             .input(float("strength", 1.0, 0.0, 100.0).with("step", 0.01))
             .named_output("patched_model", Kind::MODEL)

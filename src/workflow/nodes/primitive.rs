@@ -11,6 +11,7 @@ pub(super) fn register(registry: &mut Registry) {
     let node = |class| Interface::new(class, "utils/primitive").module("comfy_extras.nodes_primitive");
     registry.add(
         node("PrimitiveString")
+            .newer_schema()
             .display("String")
             .input(string("value").with("multiline", false))
             .output(Kind::STRING),
@@ -18,6 +19,7 @@ pub(super) fn register(registry: &mut Registry) {
     );
     registry.add(
         node("PrimitiveStringMultiline")
+            .newer_schema()
             .display("String (Multiline)")
             .input(string("value").with("multiline", true))
             .output(Kind::STRING),
@@ -26,14 +28,18 @@ pub(super) fn register(registry: &mut Registry) {
     // None of the numbers has a default.
     let mut whole = int("value", 0, -i64::MAX, i64::MAX as u64).with("control_after_generate", true);
     whole.options.remove("default");
-    registry.add(node("PrimitiveInt").display("Int").input(whole).output(Kind::INT), pass);
+    registry.add(node("PrimitiveInt").newer_schema().display("Int").input(whole).output(Kind::INT), pass);
     let mut number = float("value", 0.0, -(i64::MAX as f64), i64::MAX as f64);
     number.options.remove("default");
     number = number.with("min", -i64::MAX).with("max", i64::MAX);
-    registry.add(node("PrimitiveFloat").display("Float").input(number).output(Kind::FLOAT), pass);
+    registry
+        .add(node("PrimitiveFloat").newer_schema().display("Float").input(number).output(Kind::FLOAT), pass);
     let mut value = boolean("value", false);
     value.options.clear();
-    registry.add(node("PrimitiveBoolean").display("Boolean").input(value).output(Kind::BOOLEAN), pass);
+    registry.add(
+        node("PrimitiveBoolean").newer_schema().display("Boolean").input(value).output(Kind::BOOLEAN),
+        pass,
+    );
 }
 
 fn pass(inputs: &Inputs, _: &Context<'_>) -> Result<Outputs, NodeError> {

@@ -17,6 +17,7 @@ pub(super) fn register(registry: &mut Registry) {
     let compare = tagged_combo("mode", ["Starts With", "Ends With", "Equal"]);
     registry.add(
         node("StringConcatenate")
+            .newer_schema()
             .display("Concatenate")
             .input(lines("string_a"))
             .input(lines("string_b"))

@@ -37,6 +37,7 @@ pub(super) fn register(registry: &mut Registry) {
     let side = |name, default| -> Input { int(name, default, 0, 16384) };
     registry.add(
         Interface::new("CLIPTextEncodeSDXL", "advanced/conditioning")
+            .newer_schema()
             .input(link("clip", Kind::CLIP))
             .input(side("width", 1024))
             .input(side("height", 1024))

@@ -33,6 +33,7 @@ pub(super) fn register(registry: &mut Registry) {
     };
     registry.add(
         Interface::new("UpscaleModelLoader", "loaders")
+            .newer_schema()
             .display("Load Upscale Model")
             .input(name)
             .output(Kind::UPSCALE_MODEL)
@@ -41,6 +42,7 @@ pub(super) fn register(registry: &mut Registry) {
     );
     registry.add(
         Interface::new("ImageUpscaleWithModel", "image/upscaling")
+            .newer_schema()
             .display("Upscale Image (using Model)")
             .input(link("upscale_model", Kind::UPSCALE_MODEL))
             .input(link("image", Kind::IMAGE))
