@@ -10,7 +10,8 @@
 mod support;
 
 use candle_core::Tensor;
-use darkroom_models::clip::{ClipTextConfig, ClipTextEncoder, HiddenLayer};
+use darkroom_models::adapter::Adapters;
+use darkroom_models::clip::{ClipTextConfig, ClipTextEncoder, GivenVector, HiddenLayer};
 use support::{BATCH_TOLERANCE, Cases, REFERENCE_TOLERANCE, assert_close, folder};
 
 fn encoder(name: &str) -> ClipTextEncoder {
@@ -80,6 +81,34 @@ fn a_batched_chunk_equals_the_chunk_alone() {
         assert_close("hidden", &hidden, &alone.hidden, BATCH_TOLERANCE);
         let pooled = batched.pooled.as_ref().unwrap().narrow(0, i, 1).unwrap();
         assert_close("pooled", &pooled, alone.pooled.as_ref().unwrap(), BATCH_TOLERANCE);
+    }
+}
+
+#[test]
+fn a_given_vector_stands_for_the_token_that_has_it() {
+    let (config, weights) = folder::<ClipTextConfig>("sdxl/text_encoder_2");
+    let name = "text_model.embeddings.token_embedding.weight";
+    let table = weights.take(name, &[config.vocab_size, config.hidden_size]).unwrap();
+    let table = table.to_dtype(candle_core::DType::F32).unwrap().to_vec2::<f32>().unwrap();
+    let (encoder, cases) = (encoder("sdxl/text_encoder_2"), Cases::open("clip_g.safetensors"));
+    let whole = tokens(&cases);
+    let mut holed = whole.clone();
+    let mut given = Vec::new();
+    for (row, position) in [(1, 2), (1, 3), (0, 1)] {
+        let vector = &table[whole[row][position] as usize];
+        given.push(GivenVector { row, position, vector });
+        holed[row][position] = 0;
+    }
+    let theirs = encoder.encode(&whole, HiddenLayer::Skip(2)).unwrap();
+    let ours = encoder.encode_with(&holed, &given, HiddenLayer::Skip(2), Adapters::none()).unwrap();
+    assert_close("hidden", &ours.hidden, &theirs.hidden, BATCH_TOLERANCE);
+    assert_close("pooled", &ours.pooled.unwrap(), &theirs.pooled.unwrap(), BATCH_TOLERANCE);
+
+    for (row, position, width) in [(9, 0, config.hidden_size), (0, 99, config.hidden_size), (0, 1, 3)] {
+        let vector = vec![0.0; width];
+        let wrong = [GivenVector { row, position, vector: &vector }];
+        let error = encoder.encode_with(&whole, &wrong, HiddenLayer::Final, Adapters::none()).unwrap_err();
+        assert!(error.to_string().contains("a vector of"), "{error}");
     }
 }
 

@@ -266,7 +266,9 @@ fn a_flow_that_pauses_ends_where_one_that_goes_through_does() {
     let flow = Arc::new(ModelSampling::flow(3.0, 1.0));
     let sampling = Some(Arc::clone(&flow));
     let sigmas = schedule::sigmas(Scheduler::Simple, &flow, 4, 1.0, SamplerKind::Euler).unwrap();
-    let base = LatentRequest { sampling, sigmas: sigmas.clone(), ..request("1girl", SamplerKind::Euler) };
+    // Unguided: guidance multiplies what the pause rounds.
+    let base =
+        LatentRequest { sampling, sigmas: sigmas.clone(), cfg: 1.0, ..request("1girl", SamplerKind::Euler) };
     let through = draw_one(&base);
     let first = LatentRequest { sigmas: sigmas[..3].to_vec(), ..base.clone() };
     let paused = model().pipeline.to_vae_units(&draw_one(&first)).unwrap();
