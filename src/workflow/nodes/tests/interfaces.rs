@@ -27,8 +27,11 @@ fn same(a: &Json, b: &Json) -> bool {
 }
 
 fn without_tooltips(mut json: Json) -> Json {
-    if let Some(options) = json.get_mut(1).and_then(Json::as_object_mut) {
-        options.remove("tooltip");
+    if let Some(options) = json.get_mut(1).and_then(Json::as_object_mut)
+        && options.remove("tooltip").is_some()
+        && options.is_empty()
+    {
+        json.as_array_mut().map(Vec::pop);
     }
     json
 }
