@@ -94,7 +94,9 @@ fn decode(shared: &Shared, batch: Vec<Finished>, inbox: &Sender<Vec<Part>>) {
         errors[index] = Some(error);
     }
     for ((finished, picture), error) in items.into_iter().zip(errors) {
-        let Finished { job, spec, mut usage, unwritten, finishing, part, side, .. } = finished;
+        let Finished { job, spec, pipeline, mut usage, unwritten, finishing, part, side, .. } = finished;
+        // Whoever hears that it is drawn finds the model free.
+        drop(pipeline);
         usage.device_seconds += seconds;
         let broken = picture.as_ref().is_some_and(|p| p.data().iter().any(|value| !value.is_finite()));
         let picture = match picture {
