@@ -251,7 +251,7 @@ async fn what_the_other_server_refuses_or_fails_at_is_told_and_an_interrupt_reac
     let error = messages.iter().find(|message| message[0] == "execution_error").unwrap();
     assert_eq!(
         (&error[1]["exception_message"], &error[1]["node_type"]),
-        (&json!("it broke"), &json!("TheirNode"))
+        (&json!("it broke\n"), &json!("TheirNode"))
     );
 
     let (_, accepted) = post_prompt(&server, "me", &prompt(&json!({"wait": 1}))).await;

@@ -29,7 +29,7 @@ const MOST_BYTES: usize = 8 << 20;
     responses((status = 200, body = Object, description = "Names and values"))
 )]
 pub(super) async fn all(files: Files) -> Result<Response, Refusal> {
-    let settings = files.work(|folders| Ok(load(&folders.user))).await?;
+    let settings = files.work(read).await?;
     Ok(json(&settings))
 }
 
@@ -42,7 +42,7 @@ pub(super) async fn all(files: Files) -> Result<Response, Refusal> {
     responses((status = 200, body = serde_json::Value, description = "Its value"), Refusals)
 )]
 pub(super) async fn one(files: Files, Path(id): Path<String>) -> Result<Response, Refusal> {
-    let mut settings = files.work(|folders| Ok(load(&folders.user))).await?;
+    let mut settings = files.work(read).await?;
     Ok(json(&settings.remove(&id).unwrap_or_default()))
 }
 
@@ -101,6 +101,12 @@ async fn change(
         Ok(StatusCode::OK)
     };
     files.work(work).await
+}
+
+/// What is set. Whoever asks has a folder from then on, as in ComfyUI: `GET /users` says so.
+fn read(folders: &Folders) -> Result<Map<String, Json>, Refusal> {
+    root(&folders.user)?;
+    Ok(load(&folders.user))
 }
 
 /// What is set; nothing where there is no file, or none that reads.
