@@ -310,7 +310,7 @@ async fn no_name_in_a_workflow_leads_outside() {
             match &fate {
                 Fate::Refused(_, answer) => assert!(answer["node_errors"]["2"].is_object(), "{what}: {told}"),
                 fate => {
-                    assert!(matches!(fate, Fate::Failed(error) if error["node_id"] == "2"), "{what}: {told}")
+                    assert!(matches!(fate, Fate::Failed(error) if error["node_id"] == "2"), "{what}: {told}");
                 }
             }
         }

@@ -539,10 +539,11 @@ mod tests {
                     let message: Json = serde_json::from_slice(&text).unwrap();
                     match message["type"].as_str().unwrap() {
                         "progress" => progress.push(message["data"]["value"].as_u64().unwrap()),
-                        "executing" if message["data"]["prompt_id"] == "second" => {
-                            if message["data"]["node"].is_null() {
-                                break;
-                            }
+                        "executing"
+                            if message["data"]["prompt_id"] == "second"
+                                && message["data"]["node"].is_null() =>
+                        {
+                            break;
                         }
                         _ => {}
                     }

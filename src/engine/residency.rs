@@ -33,7 +33,7 @@ impl Resident {
 
 enum Slot {
     Loading { bytes: u64 },
-    Resident(Resident),
+    Resident(Box<Resident>),
     Failed { message: String, at: Instant },
 }
 
@@ -132,7 +132,11 @@ impl Weights {
                 Ok(Loaded { model, entry, result }) => {
                     let (slot, arrival) = match result {
                         Ok(pipeline) => (
-                            Slot::Resident(Resident { pipeline: Arc::new(pipeline), entry, last_used: now }),
+                            Slot::Resident(Box::new(Resident {
+                                pipeline: Arc::new(pipeline),
+                                entry,
+                                last_used: now,
+                            })),
                             Arrival::Resident(Arc::clone(&model)),
                         ),
                         Err(message) => (

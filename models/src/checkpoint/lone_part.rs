@@ -25,7 +25,8 @@ impl CheckpointParts {
         let has = |prefix: &str| {
             header.tensors.keys().any(|name| name.strip_prefix(UNET).unwrap_or(name).starts_with(prefix))
         };
-        if !has("input_blocks.") && !(has("down_blocks.") && has("time_embedding.")) {
+        let known = has("input_blocks.") || (has("down_blocks.") && has("time_embedding."));
+        if !known {
             return Err(refused(file, "a UNet"));
         }
         let context = header.tensors.iter().find(|(name, _)| name.ends_with(".attn2.to_k.weight"));

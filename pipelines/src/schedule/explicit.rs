@@ -197,7 +197,7 @@ mod tests {
     #[test]
     fn turbo_begins_later_the_less_it_denoises() {
         let model = ModelSampling::scaled_linear(Prediction::Epsilon);
-        assert_eq!(sd_turbo(&model, 1, 1.0).unwrap(), [model.table()[999], 0.0]);
+        assert_near(&sd_turbo(&model, 1, 1.0).unwrap(), &[model.table()[999], 0.0]);
         let half = sd_turbo(&model, 2, 0.5).unwrap();
         assert_near(&half, &[model.table()[499], model.table()[399], 0.0]);
         assert_eq!(sd_turbo(&model, 3, 0.0).unwrap(), [0.0]);

@@ -67,7 +67,7 @@ impl Relayed {
                     }
                 }
                 Some(Told::Frame(frame)) => {
-                    frame_event(&frame, &seen).into_iter().for_each(|e| with.listener.tell(e))
+                    frame_event(&frame, &seen).into_iter().for_each(|e| with.listener.tell(e));
                 }
                 None => {
                     let message = "the ComfyUI that ran this prompt has closed its connection".to_owned();

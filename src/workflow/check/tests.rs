@@ -442,7 +442,7 @@ fn errors_do_not_multiply_with_outputs_that_fail() {
     let long = many(200, &|index| format!("{index}{}", "x".repeat(1 << 15)));
     for errors in [short, long] {
         let outputs = errors.0.iter().flat_map(|(_, node)| &node.dependent_outputs);
-        assert!(outputs.map(|output| output.len()).sum::<usize>() <= DEPENDENT_BYTES);
+        assert!(outputs.map(String::len).sum::<usize>() <= DEPENDENT_BYTES);
     }
 }
 
@@ -511,7 +511,7 @@ fn at<'a>(value: &'a mut Json, path: &[usize]) -> &'a mut Json {
         return value;
     }
     let inner = match value {
-        Json::Array(items) => items.iter_mut().nth(step % count),
+        Json::Array(items) => items.get_mut(step % count),
         Json::Object(members) => members.values_mut().nth(step % count),
         _ => None,
     };
