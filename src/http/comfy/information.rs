@@ -1,5 +1,6 @@
 //! What clients ask before they send anything: which nodes there are, what the machine and the server are like.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use axum::extract::State;
@@ -13,6 +14,7 @@ use crate::config::ComfyConfig;
 use crate::http::app::App;
 use crate::http::error::ApiError;
 use crate::http::extract::Name;
+use crate::workflow::ordered::Ordered;
 
 /// The version of ComfyUI whose API this is.
 const COMFYUI: &str = "0.3.64";
@@ -61,7 +63,7 @@ pub(super) async fn nodes(State(app): State<App>) -> Result<Response, ApiError> 
         if for_front_end {
             frontend::add_expected(&mut info);
         }
-        serde_json::to_vec(&info).unwrap_or_default()
+        serde_json::to_vec(&in_order(info)).unwrap_or_default()
     });
     Ok(json_text(StatusCode::OK, info.await?))
 }
@@ -75,7 +77,7 @@ pub(super) async fn nodes(State(app): State<App>) -> Result<Response, ApiError> 
     responses((status = 200, body = Object, description = "As `/object_info`, with one node or none"))
 )]
 pub(super) async fn node(State(app): State<App>, Name(class): Name) -> Result<Response, ApiError> {
-    let info = looked(app.comfy()?, move |comfy| described(comfy, Some(&class)));
+    let info = looked(app.comfy()?, move |comfy| in_order(described(comfy, Some(&class))));
     Ok(json_answer(&info.await?))
 }
 
@@ -86,6 +88,31 @@ fn described(comfy: &ComfyParts, class: Option<&str>) -> Value {
     if let (Some(own), Some(theirs)) = (info.as_object_mut(), theirs.as_deref().and_then(Value::as_object)) {
         for (name, node) in theirs.iter().filter(|(name, _)| class.is_none_or(|class| class == *name)) {
             own.entry(name.clone()).or_insert_with(|| node.clone());
+        }
+    }
+    info
+}
+
+/// Nodes with their inputs in the order of `input_order`. Clients that make functions of nodes, or read the values of
+/// widgets by place, go by the order of the inputs themselves.
+fn in_order(info: Value) -> Ordered {
+    let mut info = Ordered::from(info);
+    let Ordered::Object(nodes) = &mut info else { return info };
+    for node in nodes.values_mut() {
+        let Ordered::Object(members) = node else { continue };
+        let order = members.get("input_order").and_then(Ordered::as_object).cloned().unwrap_or_default();
+        let Some(Ordered::Object(sections)) = members.get_mut("input") else { continue };
+        for (section, inputs) in sections {
+            let (Some(Ordered::Array(names)), Ordered::Object(inputs)) = (order.get(section), inputs) else {
+                continue;
+            };
+            let places: HashMap<&str, usize> = names
+                .iter()
+                .filter_map(Ordered::as_str)
+                .enumerate()
+                .map(|(place, name)| (name, place))
+                .collect();
+            inputs.sort_by_cached_key(|name, _| places.get(name.as_str()).copied().unwrap_or(usize::MAX));
         }
     }
     info
@@ -241,6 +268,18 @@ mod tests {
         let text = "MemTotal:       16384 kB\nMemFree:  1 kB\nMemAvailable:   8192 kB\n";
         assert_eq!(Memory::of(text), Memory { total: 16 << 20, free: 8 << 20 });
         assert_eq!(Memory::of("MemTotal: x"), Memory::default());
+    }
+
+    #[test]
+    fn inputs_come_in_the_order_of_their_node() {
+        let info = in_order(json!({"Save": {
+            "input": {"required": {"a": ["INT"], "z": ["IMAGE"], "m": ["STRING"]}, "hidden": {"b": "B", "a": "A"}},
+            "input_order": {"required": ["z", "m"], "hidden": ["b", "a"]},
+        }, "Odd": {"input": 3}}));
+        let text = serde_json::to_string(&info).unwrap();
+        assert!(text.contains(r#""required":{"z":["IMAGE"],"m":["STRING"],"a":["INT"]}"#), "{text}");
+        assert!(text.contains(r#""hidden":{"b":"B","a":"A"}"#), "{text}");
+        assert!(text.contains(r#""Odd":{"input":3}"#), "{text}");
     }
 
     #[test]
