@@ -123,6 +123,26 @@ pub struct Accepted {
     pub node_errors: String,
 }
 
+/// An accepted prompt while its sender is told its id; dropped, it may begin. Clients know their prompts by that id, and
+/// lose messages, or stumble over them, about one that they do not know yet.
+pub struct Answering {
+    inner: Arc<Inner>,
+    prompt: Arc<Prompt>,
+}
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        let (inner, prompt) = (Arc::clone(&self.inner), Arc::clone(&self.prompt));
+        // In a task of its own: an answer's body is dropped just before its last bytes are written, and a task that the
+        // connection's own spawns runs after it.
+        self.inner.runtime.spawn(async move {
+            lock(&inner.queue).answered(&prompt);
+            inner.tell_status();
+            inner.pump();
+        });
+    }
+}
+
 /// Why a prompt is not accepted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -199,11 +219,12 @@ impl Comfy {
         Ok(comfy)
     }
 
-    /// Checks a prompt, writes it down and queues it. Goes on when the caller does not wait for it.
+    /// Checks a prompt, writes it down and queues it. Goes on when the caller does not wait for it. The prompt begins,
+    /// and clients hear of it, when what comes with the answer is dropped.
     ///
     /// # Errors
     /// See [`Refused`].
-    pub async fn submit(&self, submission: Submission) -> Result<Accepted, Refused> {
+    pub async fn submit(&self, submission: Submission) -> Result<(Accepted, Answering), Refused> {
         let inner = Arc::clone(&self.0);
         tokio::spawn(async move { inner.submit(submission).await }).await.unwrap_or(Err(Refused::Defect))
     }
@@ -385,7 +406,7 @@ impl Inner {
         )
     }
 
-    async fn submit(self: Arc<Self>, submission: Submission) -> Result<Accepted, Refused> {
+    async fn submit(self: Arc<Self>, submission: Submission) -> Result<(Accepted, Answering), Refused> {
         let Submission { owner, prompt, prompt_id, number, front, mut extra_data, targets, bytes } =
             submission;
         let id: Arc<str> = prompt_id.unwrap_or_else(|| uuid::Uuid::new_v4().to_string()).into();
@@ -425,10 +446,9 @@ impl Inner {
             Accepted { prompt_id: Arc::clone(&id), number: numbered.shown, node_errors: passed.node_errors };
         std::mem::forget(place);
         let prompt = self.prompt(row, owner, id, numbered.rank, item, nodes, &extra_data);
-        lock(&self.queue).add(Arc::new(prompt), passed.work);
-        self.tell_status();
-        self.pump();
-        Ok(accepted)
+        let prompt = Arc::new(prompt);
+        lock(&self.queue).add(Arc::clone(&prompt), passed.work);
+        Ok((accepted, Answering { inner: Arc::clone(&self), prompt }))
     }
 
     fn prompt(

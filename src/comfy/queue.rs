@@ -39,6 +39,8 @@ pub(super) struct Prompt {
 struct Pending {
     prompt: Arc<Prompt>,
     work: Box<dyn Work>,
+    /// Its sender has been told that it is there.
+    answered: bool,
 }
 
 /// One that runs.
@@ -125,17 +127,25 @@ impl Queue {
         self.reserved -= 1;
     }
 
-    /// Adds a prompt that room was reserved for.
+    /// Adds a prompt that room was reserved for. It waits until its sender has been [answered](Self::answered).
     pub(super) fn add(&mut self, prompt: Arc<Prompt>, work: Box<dyn Work>) {
         self.reserved -= 1;
         self.bytes += prompt.item.len();
-        self.pending.insert((Rank(prompt.rank), prompt.number), Pending { prompt, work });
+        self.pending.insert((Rank(prompt.rank), prompt.number), Pending { prompt, work, answered: false });
     }
 
     /// Adds a prompt that was accepted before; it always fits.
     pub(super) fn restore(&mut self, prompt: Arc<Prompt>, work: Box<dyn Work>) {
         self.reserved += 1;
-        self.add(prompt, work);
+        self.add(Arc::clone(&prompt), work);
+        self.answered(&prompt);
+    }
+
+    /// A prompt's sender knows of it: it may begin.
+    pub(super) fn answered(&mut self, prompt: &Prompt) {
+        if let Some(pending) = self.pending.get_mut(&(Rank(prompt.rank), prompt.number)) {
+            pending.answered = true;
+        }
     }
 
     /// What is to be run now, if fewer than `most` run.
@@ -143,7 +153,8 @@ impl Queue {
         if self.running.len() >= most {
             return None;
         }
-        let (_, Pending { prompt, work }) = self.pending.pop_first()?;
+        let key = self.pending.iter().find(|(_, pending)| pending.answered).map(|(key, _)| *key)?;
+        let Pending { prompt, work, .. } = self.pending.remove(&key)?;
         self.bytes -= prompt.item.len();
         let interrupt = CancellationToken::new();
         let running = Running { prompt: Arc::clone(&prompt), interrupt: interrupt.clone() };
@@ -245,7 +256,9 @@ mod tests {
             extra_pnginfo: None,
             previews: false,
         };
-        queue.add(Arc::new(prompt), Box::new(Nothing));
+        let prompt = Arc::new(prompt);
+        queue.add(Arc::clone(&prompt), Box::new(Nothing));
+        queue.answered(&prompt);
     }
 
     fn ids(queue: &mut Queue) -> Vec<String> {

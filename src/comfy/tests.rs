@@ -95,6 +95,15 @@ async fn start(folder: &TempDir, config: ComfyConfig) -> Bench {
 
 impl Bench {
     async fn submit(&self, class: &str, text: &str, client: Option<&str>) -> Result<Accepted, Refused> {
+        self.submit_held(class, text, client).await.map(|(accepted, _)| accepted)
+    }
+
+    async fn submit_held(
+        &self,
+        class: &str,
+        text: &str,
+        client: Option<&str>,
+    ) -> Result<(Accepted, Answering), Refused> {
         let prompt = json!({"1": {"class_type": class, "text": text}}).into();
         let extra = client.map(|client| ("client_id".to_owned(), Ordered::String(client.to_owned())));
         self.comfy
@@ -127,8 +136,15 @@ impl Bench {
         panic!("{id} does not end");
     }
 
-    fn running(&self) -> usize {
-        self.comfy.queue(&Owner::Anyone).0.len()
+    async fn until_queued(&self, running: usize, waiting: usize) {
+        for _ in 0..2000 {
+            let queue = self.comfy.queue(&Owner::Anyone);
+            if (queue.0.len(), queue.1.len()) == (running, waiting) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("{running} running and {waiting} waiting do not come to be");
     }
 }
 
@@ -199,25 +215,41 @@ async fn a_prompt_is_told_as_comfyui_tells_it_and_its_entry_is_there_before_the_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn nobody_hears_of_a_prompt_before_its_sender_is_answered() {
+    let folder = TempDir::new().unwrap();
+    let bench = start(&folder, ComfyConfig::default()).await;
+    let socket = bench.comfy.connect(Owner::Anyone, Some("me")).unwrap();
+    let (_, answering) = bench.submit_held("Show", "first", Some("me")).await.unwrap();
+    let (running, waiting) = bench.comfy.queue(&Owner::Anyone);
+    assert_eq!((running.len(), waiting.len()), (0, 1), "it is there");
+    bench.submit("Show", "second", Some("me")).await.unwrap();
+    let heard = hear(&socket, is_end_of("Show-second")).await;
+    assert!(heard.iter().all(|message| message["data"]["prompt_id"] != "Show-first"), "{heard:?}");
+    assert!(bench.comfy.find(&Owner::Anyone, "Show-first").is_none());
+    drop(answering);
+    hear(&socket, is_end_of("Show-first")).await;
+    // One that is taken back before its sender is answered does not begin.
+    let (_, answering) = bench.submit_held("Show", "third", None).await.unwrap();
+    bench.comfy.clear_waiting(&Owner::Anyone).await;
+    drop(answering);
+    bench.submit("Show", "last", None).await.unwrap();
+    bench.entry("Show-last").await;
+    assert!(bench.comfy.find(&Owner::Anyone, "Show-third").is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn prompts_run_at_once_and_interrupting_one_leaves_the_others() {
     let folder = TempDir::new().unwrap();
     let bench = start(&folder, ComfyConfig { max_running: 3, ..ComfyConfig::default() }).await;
-    for text in ["a", "b", "c", "d"] {
+    for (text, running, waiting) in [("a", 1, 0), ("b", 2, 0), ("c", 3, 0), ("d", 3, 1)] {
         bench.submit("Wait", text, None).await.unwrap();
+        bench.until_queued(running, waiting).await;
     }
-    assert_eq!(bench.running(), 3);
     bench.comfy.interrupt(&Owner::Anyone, Some("Wait-b"));
     let entry = bench.entry("Wait-b").await;
     assert_eq!(entry["status"]["messages"][2][0], "execution_interrupted");
     assert_eq!(entry["status"]["status_str"], "error");
-    for _ in 0..2000 {
-        if bench.running() == 3 {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    let (running, waiting) = bench.comfy.queue(&Owner::Anyone);
-    assert_eq!((running.len(), waiting.len()), (3, 0));
+    bench.until_queued(3, 0).await;
     bench.let_go();
     for text in ["a", "c", "d"] {
         assert_eq!(bench.entry(&format!("Wait-{text}")).await["status"]["completed"], true);
@@ -242,8 +274,9 @@ async fn what_waits_is_bounded_and_what_is_refused_takes_no_place() {
     let folder = TempDir::new().unwrap();
     let config = ComfyConfig { max_running: 1, max_queued: 2, ..ComfyConfig::default() };
     let bench = start(&folder, config).await;
-    for text in ["a", "b", "c"] {
+    for (waiting, text) in ["a", "b", "c"].into_iter().enumerate() {
         bench.submit("Wait", text, None).await.unwrap();
+        bench.until_queued(1, waiting).await;
         assert!(matches!(
             bench.submit("Unknown", text, None).await,
             Err(Refused::Invalid(_) | Refused::Full { .. })
@@ -266,6 +299,7 @@ async fn the_history_outlives_a_restart_and_unfinished_prompts_are_run_again() {
     bench.submit("Show", "done", None).await.unwrap();
     bench.entry("Show-done").await;
     bench.submit("Wait", "runs", None).await.unwrap();
+    bench.until_queued(1, 0).await;
     bench.submit("Show", "waits", None).await.unwrap();
     bench.comfy.drain(Duration::ZERO).await;
     assert_eq!(bench.submit("Show", "late", None).await, Err(Refused::Draining));

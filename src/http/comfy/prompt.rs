@@ -1,12 +1,18 @@
 //! `POST /prompt`: queues a prompt. `GET /prompt`: how much there is to do.
 
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
+use hyper::body::{Frame, SizeHint};
 
 use super::body::Raw;
 use super::{json, json_text, rejection};
-use crate::comfy::{Refused, Rejected, Submission};
+use crate::comfy::{Answering, Refused, Rejected, Submission};
 use crate::http::app::App;
 use crate::http::auth::Client;
 use crate::http::error::ApiError;
@@ -76,7 +82,7 @@ pub(super) async fn create(State(app): State<App>, client: Client, body: Raw) ->
         bytes: body.bytes,
     };
     match comfy.server.submit(submission).await {
-        Ok(accepted) => {
+        Ok((accepted, answering)) => {
             let prompt_id = Ordered::String(accepted.prompt_id.to_string());
             let text = format!(
                 r#"{{"prompt_id": {}, "number": {}, "node_errors": {}}}"#,
@@ -84,10 +90,39 @@ pub(super) async fn create(State(app): State<App>, client: Client, body: Raw) ->
                 accepted.number,
                 accepted.node_errors
             );
-            Ok(json_text(StatusCode::OK, text))
+            Ok(json_text(
+                StatusCode::OK,
+                Body::new(Answer { text: Some(text.into()), _answering: answering }),
+            ))
         }
         Err(Refused::Invalid(rejected)) => Ok(rejection(&rejected)),
         Err(refused) => Err(refusal(&refused)),
+    }
+}
+
+/// The answer to who sent a prompt. Nobody hears of the prompt before its sender can know its id.
+struct Answer {
+    text: Option<Bytes>,
+    _answering: Answering,
+}
+
+impl HttpBody for Answer {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Ready(self.text.take().map(|text| Ok(Frame::data(text))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.text.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.text.as_ref().map_or(0, |text| text.len() as u64))
     }
 }
 
