@@ -501,7 +501,7 @@ impl Inner {
             Ok(passed) => {
                 let mut queue = lock(&self.queue);
                 queue.count_from(rank);
-                queue.restore(prompt, passed.work);
+                queue.restore(&prompt, passed.work);
             }
             Err(message) => {
                 tracing::warn!(prompt_id = %prompt.id, message, "an accepted prompt cannot be run");

@@ -135,10 +135,10 @@ impl Queue {
     }
 
     /// Adds a prompt that was accepted before; it always fits.
-    pub(super) fn restore(&mut self, prompt: Arc<Prompt>, work: Box<dyn Work>) {
+    pub(super) fn restore(&mut self, prompt: &Arc<Prompt>, work: Box<dyn Work>) {
         self.reserved += 1;
-        self.add(Arc::clone(&prompt), work);
-        self.answered(&prompt);
+        self.add(Arc::clone(prompt), work);
+        self.answered(prompt);
     }
 
     /// A prompt's sender knows of it: it may begin.
