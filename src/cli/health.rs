@@ -9,6 +9,7 @@ use url::Url;
 use super::args::HealthArgs;
 use super::error::CommandError;
 use crate::config::ServerConfig;
+use crate::outbound::innermost;
 
 /// How long a healthy server may take.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -45,12 +46,6 @@ fn ask(url: &Url, own: bool) -> Result<(), CommandError> {
             "start it with `darkroom serve`, or pass the address it printed",
         )),
     }
-}
-
-/// What stands at the end of the chain: `connection refused` rather than `error sending request`.
-fn innermost(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.last().map(ToString::to_string).unwrap_or_default()
 }
 
 /// The address on the command line; one without a path is a server's.

@@ -314,6 +314,15 @@ fn failure(url: &Url, error: reqwest::Error) -> OutboundError {
     OutboundError::Unreachable { host, reason: chain(&error.without_url()) }
 }
 
+/// What stands at the end of the chain: `connection refused` rather than `error sending request`.
+pub(crate) fn innermost(error: &dyn std::error::Error) -> String {
+    let mut last = error;
+    while let Some(cause) = last.source() {
+        last = cause;
+    }
+    last.to_string()
+}
+
 /// An error and its causes in one line.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();

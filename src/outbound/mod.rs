@@ -13,6 +13,7 @@ mod test_server;
 pub mod webhooks;
 
 pub use client::Client;
+pub(crate) use client::innermost;
 pub use error::OutboundError;
 pub use lookup::{Lookup, LookupFuture, SystemLookup};
 pub use secret::{Secret, SecretError, load_or_create_link_secret, load_or_create_secret};

@@ -79,11 +79,7 @@ pub struct Context<'a> {
     pub prompt_id: &'a str,
     /// The node's id.
     pub node: &'a str,
-    /// The whole prompt, as it was sent.
-    pub prompt: &'a Json,
-    /// `extra_data.extra_pnginfo`.
-    pub extra_pnginfo: Option<&'a Json>,
-    /// Both as pictures carry them.
+    /// The prompt and `extra_data.extra_pnginfo`.
     pub metadata: &'a Metadata,
 }
 

@@ -2,6 +2,8 @@
 
 use std::sync::{Mutex, OnceLock, PoisonError};
 
+use serde_json::Value as Json;
+
 use super::ordered::Ordered;
 use super::python;
 
@@ -11,12 +13,14 @@ pub struct Metadata {
     prompt: Mutex<Option<Ordered>>,
     extra_pnginfo: Option<Ordered>,
     chunks: OnceLock<Vec<(String, String)>>,
+    prompt_json: OnceLock<Json>,
+    extra_json: OnceLock<Json>,
 }
 
 impl Metadata {
     /// Of a prompt and its `extra_data.extra_pnginfo`.
     pub fn new(prompt: Ordered, extra_pnginfo: Option<Ordered>) -> Self {
-        Self { prompt: Mutex::new(Some(prompt)), extra_pnginfo, chunks: OnceLock::new() }
+        Self { prompt: Mutex::new(Some(prompt)), extra_pnginfo, ..Self::default() }
     }
 
     /// What a node said of files or chance before the prompt ran (`IS_CHANGED`). ComfyUI leaves it in the prompt, and so
@@ -29,6 +33,20 @@ impl Metadata {
             let changed = Ordered::Array(vec![Ordered::String(changed.to_owned())]);
             node.insert("is_changed".to_owned(), changed);
         }
+    }
+
+    /// The prompt as JSON; `null` where there is none.
+    pub fn prompt(&self) -> &Json {
+        self.prompt_json.get_or_init(|| {
+            let prompt = self.prompt.lock().unwrap_or_else(PoisonError::into_inner);
+            prompt.as_ref().map_or(Json::Null, Ordered::to_json)
+        })
+    }
+
+    /// `extra_pnginfo` as JSON.
+    pub fn extra_pnginfo(&self) -> Option<&Json> {
+        let extra = self.extra_pnginfo.as_ref()?;
+        Some(self.extra_json.get_or_init(|| extra.to_json()))
     }
 
     /// Keywords and texts: `prompt`, then each key of `extra_pnginfo`, as Python's `json.dumps` writes them.

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use darkroom_pipelines::Area;
 use darkroom_pipelines::sampler::SamplerKind;
 use darkroom_pipelines::schedule::Prediction;
 use serde_json::Value as Json;
@@ -150,7 +151,7 @@ pub struct Cond {
     /// own size.
     pub size_ids: Option<[f32; 6]>,
     /// Where it counts; `None`: everywhere.
-    pub area: Option<CondArea>,
+    pub area: Option<Area>,
     /// How much it counts beside others.
     pub strength: f64,
     /// Where it counts, softly.
@@ -180,33 +181,6 @@ impl Cond {
             inpaint: None,
         }
     }
-}
-
-/// A rectangle.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum CondArea {
-    /// Latent cells.
-    Cells {
-        /// Rows.
-        height: usize,
-        /// Columns.
-        width: usize,
-        /// First row.
-        y: usize,
-        /// First column.
-        x: usize,
-    },
-    /// Shares of the picture.
-    Shares {
-        /// Rows.
-        height: f64,
-        /// Columns.
-        width: f64,
-        /// First row.
-        y: f64,
-        /// First column.
-        x: f64,
-    },
 }
 
 /// A mask over the picture.

@@ -32,7 +32,8 @@ impl CheckpointParts {
         let context = header.tensors.iter().find(|(name, _)| name.ends_with(".attn2.to_k.weight"));
         let context = context.and_then(|(_, info)| info.shape.get(1).copied());
         let kind = unet_kind(context, has("label_emb.") || has("add_embedding."));
-        open_with(file, device, kind, &|name| {
+        let (_, layout) = kind::classify(header);
+        open_with(file, device, (kind, layout), &|name| {
             let inner = name.strip_prefix(UNET).unwrap_or(name);
             (!is_of_another(name, UNET)).then_some((Part::UNet, inner))
         })
@@ -52,7 +53,8 @@ impl CheckpointParts {
         if !has("decoder.conv_in.") || !has("encoder.conv_in.") {
             return Err(refused(file, "a VAE (encoder and decoder)"));
         }
-        open_with(file, device, ModelKind::Sdxl, &|name| {
+        let (_, layout) = kind::classify(file.header());
+        open_with(file, device, (ModelKind::Sdxl, layout), &|name| {
             let inner = name.strip_prefix(VAE).unwrap_or(name);
             (!is_of_another(name, VAE)).then_some((Part::Vae, inner))
         })
@@ -88,12 +90,12 @@ fn text_encoder(
     kind: ModelKind,
     device: &Device,
 ) -> Result<CheckpointParts, CheckpointError> {
-    let (found, _) = kind::classify(file.header());
+    let (found, layout) = kind::classify(file.header());
     if !matches!(found, ModelKind::ClipL | ModelKind::ClipG) {
         return Err(refused(file, "a CLIP text encoder"));
     }
     let prefixes = [SDXL_CLIP_L, SDXL_CLIP_G, SD15_CLIP];
-    open_with(file, device, kind, &|name| {
+    open_with(file, device, (kind, layout), &|name| {
         let inner = prefixes.into_iter().find_map(|prefix| name.strip_prefix(prefix)).unwrap_or(name);
         (!is_clip_buffer(inner)).then_some((part, inner))
     })

@@ -65,7 +65,7 @@ pub(super) fn open(file: &Arc<WeightFile>, device: &Device) -> Result<Checkpoint
                     .into(),
         });
     }
-    open_with(file, device, kind, &part_of)
+    open_with(file, device, (kind, layout), &part_of)
 }
 
 /// Which part a stored tensor belongs to, and its name within it.
@@ -75,7 +75,7 @@ pub(super) type PartOf<'a> = &'a dyn Fn(&str) -> Option<(Part, &str)>;
 pub(super) fn open_with(
     file: &Arc<WeightFile>,
     device: &Device,
-    kind: ModelKind,
+    (kind, layout): (ModelKind, Layout),
     part_of: PartOf<'_>,
 ) -> Result<CheckpointParts, CheckpointError> {
     let header = file.header();
@@ -95,7 +95,6 @@ pub(super) fn open_with(
     let unet = component.of(unet, Part::UNet, |t| detect::unet(t, header, kind, pooled))?;
     let vae = component.of(vae, Part::Vae, |t| detect::vae(t, header, kind))?;
     let stray = component.stray();
-    let layout = kind::classify(header).1;
     let parts = CheckpointParts { kind, layout, prediction, unet, vae, clip_l, clip_g, stray, origin };
     super::folder::refuse_other_tasks(&parts)?;
     Ok(parts)

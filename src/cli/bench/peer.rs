@@ -10,6 +10,8 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 use url::Url;
 
+use crate::outbound::innermost;
+
 /// Why a server could not be measured.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -76,9 +78,7 @@ impl Peer {
     }
 
     fn failed(&self, path: &str, error: &dyn std::error::Error) -> PeerError {
-        let causes = std::iter::successors(Some(error), |error| error.source());
-        let message = causes.last().map(ToString::to_string).unwrap_or_default();
-        PeerError::Request { url: self.at(path), message }
+        PeerError::Request { url: self.at(path), message: innermost(error) }
     }
 
     async fn send(&self, path: &str, request: reqwest::RequestBuilder) -> Result<(u16, Vec<u8>), PeerError> {

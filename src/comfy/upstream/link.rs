@@ -12,6 +12,7 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 use url::Url;
 
 use crate::comfy::runner::Rejected;
+use crate::outbound::innermost;
 use crate::workflow::Ordered;
 
 /// Longest that one request may take.
@@ -70,10 +71,9 @@ impl Link {
     }
 
     async fn send(&self, path: &str, request: reqwest::RequestBuilder) -> Result<(u16, Bytes), LinkError> {
-        let failed = |error: &dyn std::error::Error| {
-            let causes = std::iter::successors(Some(error), |error| error.source());
-            let message = causes.last().map(ToString::to_string).unwrap_or_default();
-            LinkError::Request { path: path.to_owned(), message }
+        let failed = |error: &dyn std::error::Error| LinkError::Request {
+            path: path.to_owned(),
+            message: innermost(error),
         };
         let mut response = request.send().await.map_err(|error| failed(&error))?;
         let status = response.status().as_u16();

@@ -56,14 +56,7 @@ impl DeviceThread {
     /// A model, if it is there; else it is asked for.
     fn model(&mut self, model: &Arc<str>, now: Instant) -> Result<Option<Arc<Pipeline>>, BorrowError> {
         let needed = self.needed_models();
-        let mut want = self.weights.want(model, &|id| needed.contains(id), now);
-        if want == Want::NeedsRoom {
-            // What stands beside models is loaded again sooner than a model.
-            self.companions.shrink(0);
-            self.weights.beside = self.companions.bytes();
-            want = self.weights.want(model, &|id| needed.contains(id), now);
-        }
-        match want {
+        match self.want(model, &needed, now) {
             Want::Resident => {
                 self.weights.used(model, now);
                 Ok(self.weights.get(model).map(|resident| Arc::clone(&resident.pipeline)))

@@ -306,13 +306,7 @@ impl DeviceThread {
         let wanted = state.queue.wanted_models();
         let mut needed = self.needed_models();
         for model in wanted {
-            let mut want = self.weights.want(&model, &|id| needed.contains(id), now);
-            if want == Want::NeedsRoom {
-                // What stands beside models is loaded again sooner than a model.
-                self.companions.shrink(0);
-                self.weights.beside = self.companions.bytes();
-                want = self.weights.want(&model, &|id| needed.contains(id), now);
-            }
+            let want = self.want(&model, &needed, now);
             // What others in front of it wait for is not put out for it.
             needed.insert(Arc::clone(&model));
             match want {
@@ -341,6 +335,19 @@ impl DeviceThread {
             *position = stepping[*position];
         }
         Some(batch)
+    }
+
+    /// Asks for a model; `needed` ones are not put out for it.
+    fn want(&mut self, model: &Arc<str>, needed: &HashSet<Arc<str>>, now: Instant) -> Want {
+        let in_use = |id: &str| needed.contains(id);
+        let want = self.weights.want(model, &in_use, now);
+        if want != Want::NeedsRoom {
+            return want;
+        }
+        // What stands beside models is loaded again sooner than a model.
+        self.companions.shrink(0);
+        self.weights.beside = self.companions.bytes();
+        self.weights.want(model, &in_use, now)
     }
 
     /// Models that must stay: of samples under way, and those that somebody waits to borrow.

@@ -136,11 +136,12 @@ async fn answer(
     busy: Busy,
 ) -> Result<Response<Sent>, Infallible> {
     let late = Arc::new(AtomicBool::new(false));
+    let waits = request.headers().contains_key(header::EXPECT);
     let mut request = request.map(|body| {
         if body.is_end_stream() {
             return Body::empty();
         }
-        Body::new(Timed::new(body, body_timeout, Arc::clone(&late)))
+        Body::new(Timed::new(body, body_timeout, Arc::clone(&late), waits))
     });
     request.extensions_mut().insert(ConnectInfo(address));
     let mut response = match router.oneshot(request).await {

@@ -150,6 +150,31 @@ async fn a_slow_body_ends_with_408_though_bytes_keep_coming() {
 }
 
 #[tokio::test]
+async fn a_refusal_reaches_a_client_that_sends_its_whole_body_first() {
+    let server = start(limits(), None).await;
+    // More than the route takes.
+    let body = vec![b'x'; 8 << 20];
+    for _ in 0..5 {
+        let head = format!("POST /length HTTP/1.1\r\nhost: a\r\ncontent-length: {}\r\n\r\n", body.len());
+        let mut stream = send(server.address, &head).await;
+        timeout(HANG, stream.write_all(&body)).await.expect("nobody reads").expect("the server closed");
+        assert!(some(&mut stream).await.starts_with("HTTP/1.1 413 "));
+        // The connection is as good as before.
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await.unwrap();
+        assert!(rest(&mut stream).await.contains("HTTP/1.1 200 "));
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_waits_to_be_asked_for_its_body_is_not_asked_by_a_refusal() {
+    let server = start(limits(), None).await;
+    let head = "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\nexpect: 100-continue\r\n\r\n";
+    let mut stream = send(server.address, head).await;
+    let text = rest(&mut stream).await;
+    assert!(text.starts_with("HTTP/1.1 405 ") && !text.contains(" 100 "), "{text}");
+}
+
+#[tokio::test]
 async fn a_body_in_time_arrives_whole() {
     let server = start(limits(), None).await;
     let request = format!(

@@ -112,15 +112,10 @@ impl RunResult {
 pub fn execute(surroundings: Surroundings<'_>, run: Run<'_>) -> RunResult {
     run.listener.tell(Event::Started);
     let graph = &run.checked.graph;
-    let prompt = graph.to_ordered();
-    let prompt_json = prompt.to_json();
-    let extra_pnginfo = run.extra_pnginfo.map(Ordered::to_json);
-    let metadata = Metadata::new(prompt, run.extra_pnginfo.cloned());
+    let metadata = Metadata::new(graph.to_ordered(), run.extra_pnginfo.cloned());
     let mut runner = Runner {
         surroundings,
         run,
-        prompt: &prompt_json,
-        extra_pnginfo: extra_pnginfo.as_ref(),
         metadata: &metadata,
         signatures: HashMap::new(),
         results: HashMap::new(),
@@ -145,8 +140,6 @@ pub fn execute(surroundings: Surroundings<'_>, run: Run<'_>) -> RunResult {
 struct Runner<'a> {
     surroundings: Surroundings<'a>,
     run: Run<'a>,
-    prompt: &'a Json,
-    extra_pnginfo: Option<&'a Json>,
     metadata: &'a Metadata,
     /// Of the nodes that are needed.
     signatures: HashMap<&'a str, Signature>,
@@ -279,8 +272,6 @@ impl<'a> Runner<'a> {
             interrupt: self.run.interrupt,
             prompt_id: self.run.prompt_id,
             node: id,
-            prompt: self.prompt,
-            extra_pnginfo: self.extra_pnginfo,
             metadata: self.metadata,
         }
     }

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use candle_core::Tensor;
-use darkroom_pipelines::Conditioning;
+use darkroom_pipelines::{Area, Conditioning};
 
 use crate::workflow::context::{Inputs, NodeError, Outputs};
 use crate::workflow::interface::{Input, Interface, combo, float, int, link};
 use crate::workflow::registry::Registry;
-use crate::workflow::value::{Cond, CondArea, CondMask, Kind, Value};
+use crate::workflow::value::{Cond, CondMask, Kind, Value};
 
 /// Pixels a side of a latent cell.
 const CELL: usize = 8;
@@ -99,7 +99,7 @@ fn places(registry: &mut Registry) {
         |inputs, _| {
             let cells = |name| Ok::<_, NodeError>(inputs.size(name)? / CELL);
             let (height, width, y, x) = (cells("height")?, cells("width")?, cells("y")?, cells("x")?);
-            set_area(inputs, CondArea::Cells { height, width, y, x })
+            set_area(inputs, Area::Cells { height, width, y, x })
         },
     );
     // ComfyUI writes some of these as whole numbers.
@@ -119,7 +119,7 @@ fn places(registry: &mut Registry) {
             .output(Kind::CONDITIONING),
         |inputs, _| {
             let (height, width) = (inputs.float("height")?, inputs.float("width")?);
-            set_area(inputs, CondArea::Shares { height, width, y: inputs.float("y")?, x: inputs.float("x")? })
+            set_area(inputs, Area::Shares { height, width, y: inputs.float("y")?, x: inputs.float("x")? })
         },
     );
     registry.add(
@@ -156,7 +156,7 @@ fn each(inputs: &Inputs, change: impl Fn(&mut Cond)) -> Result<Outputs, NodeErro
     Ok(Outputs::one(Value::Conditioning(Arc::new(conds))))
 }
 
-fn set_area(inputs: &Inputs, area: CondArea) -> Result<Outputs, NodeError> {
+fn set_area(inputs: &Inputs, area: Area) -> Result<Outputs, NodeError> {
     let strength = inputs.float("strength")?;
     each(inputs, |cond| {
         cond.area = Some(area);
@@ -288,7 +288,7 @@ mod tests {
             ("conditioning", Value::Conditioning(Arc::new(vec![cond]))),
             ("strength", Value::Float(0.5)),
         ];
-        let area = CondArea::Cells { height: 8, width: 8, y: 0, x: 0 };
+        let area = Area::Cells { height: 8, width: 8, y: 0, x: 0 };
         let out = conds(&set_area(&inputs(values), area).unwrap());
         assert_eq!((out[0].area, out[0].strength), (Some(area), 0.5));
         assert!(!out[0].mask.as_ref().unwrap().bounds);

@@ -225,8 +225,6 @@ impl Run<'_> {
             interrupt: &self.stop,
             prompt_id: "golden",
             node: id,
-            prompt: self.prompt,
-            extra_pnginfo: None,
             metadata: &metadata,
         };
         (node.run)(&inputs, &context)

@@ -223,7 +223,7 @@ impl Scope<'_> {
     /// What is typed into `widget` of the first node that is called `name` in the workflow.
     fn widget(&self, name: &str, widget: &str) -> Result<Number, String> {
         let missing = || format!("there is no node '{name}' with an input '{widget}'");
-        let workflow = self.context.extra_pnginfo.and_then(|info| info.get("workflow"));
+        let workflow = self.context.metadata.extra_pnginfo().and_then(|info| info.get("workflow"));
         let nodes = workflow.and_then(|workflow| workflow["nodes"].as_array()).ok_or_else(missing)?;
         let is_called = |node: &&Json| {
             let kind = node["properties"].get("Node name for S&R").unwrap_or(&node["type"]);
@@ -231,8 +231,13 @@ impl Scope<'_> {
         };
         let id = nodes.iter().find(is_called).map(|node| &node["id"]).ok_or_else(missing)?;
         let id = id.as_str().map_or_else(|| id.to_string(), str::to_owned);
-        let value =
-            self.context.prompt.get(id).and_then(|node| node["inputs"].get(widget)).ok_or_else(missing)?;
+        let value = self
+            .context
+            .metadata
+            .prompt()
+            .get(id)
+            .and_then(|node| node["inputs"].get(widget))
+            .ok_or_else(missing)?;
         match value {
             Json::Number(value) => match (value.as_i64(), value.as_u64(), value.as_f64()) {
                 (Some(value), ..) => Ok(Number::Int(value.into())),

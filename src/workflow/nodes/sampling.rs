@@ -11,7 +11,7 @@ use darkroom_pipelines::noise::BatchPosition;
 use darkroom_pipelines::sampler::SamplerKind;
 use darkroom_pipelines::schedule::{ModelSampling, Scheduler};
 use darkroom_pipelines::{
-    Area, Condition, ConditionMask, Control, LatentNoise, LatentRequest, Mask as PictureMask, PipelineError,
+    Condition, ConditionMask, Control, LatentNoise, LatentRequest, Mask as PictureMask, PipelineError,
 };
 
 use super::vae::picture;
@@ -19,7 +19,7 @@ use crate::engine::{DenoiseEvent, Denoised};
 use crate::workflow::borrowed::Borrowed;
 use crate::workflow::context::{Inputs, NodeError};
 use crate::workflow::event::Event;
-use crate::workflow::value::{Cond, CondArea, CondControl, Model, Noise, SamplingChange};
+use crate::workflow::value::{Cond, CondControl, Model, Noise, SamplingChange};
 use crate::workflow::{Context, Latent, Mask};
 
 /// Channels of a latent.
@@ -335,7 +335,7 @@ impl Conditions<'_> {
         });
         let mut condition = Condition {
             size_ids: cond.size_ids,
-            area: cond.area.map(area),
+            area: cond.area,
             strength: cond.strength,
             mask: mask.transpose()?,
             sigmas: cond
@@ -390,13 +390,6 @@ impl Conditions<'_> {
         let picture = picture(&control.image, index).ok_or_else(missing)?;
         let device = self.model.pipeline.device();
         Ok(Control::embed(network, &picture, CELL * width, CELL * height, device)?)
-    }
-}
-
-fn area(area: CondArea) -> Area {
-    match area {
-        CondArea::Cells { height, width, y, x } => Area::Cells { height, width, y, x },
-        CondArea::Shares { height, width, y, x } => Area::Shares { height, width, y, x },
     }
 }
 

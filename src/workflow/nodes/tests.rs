@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use darkroom_models::Precision;
 use darkroom_pipelines::{Limits, Picture, Source};
-use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use crate::catalog::Catalog;
@@ -88,8 +87,6 @@ impl Place {
             interrupt: &self.interrupt,
             prompt_id: "prompt",
             node: "7",
-            prompt: &json!({}),
-            extra_pnginfo: None,
             metadata: &Metadata::default(),
         };
         let node = self.registry.get(class).unwrap_or_else(|| panic!("there is no node {class}"));

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use darkroom_pipelines::Area;
 use darkroom_pipelines::resample::{Crop, Filter, Raster, scale};
 use darkroom_pipelines::sampler::SamplerKind;
 use darkroom_pipelines::schedule::{self, Scheduler};
@@ -17,7 +18,7 @@ use crate::workflow::image::Image;
 use crate::workflow::interface::{Input, Interface, boolean, combo, float, int, link};
 use crate::workflow::latent::Latent;
 use crate::workflow::registry::Registry;
-use crate::workflow::value::{Cond, CondArea, Kind, Model, Noise, Vae, Value};
+use crate::workflow::value::{Cond, Kind, Model, Noise, Vae, Value};
 
 const MODULE: &str = "custom_nodes.ComfyUI_UltimateSDUpscale";
 /// The extension's own largest size of a tile.
@@ -347,19 +348,19 @@ impl Tiler<'_> {
             control.image = cropped_hint(&control.image, regions, self.canvas, size)?;
         }
         cond.area = match (cond.area, regions.first()) {
-            (Some(CondArea::Shares { .. }), _) => {
+            (Some(Area::Shares { .. }), _) => {
                 return Err(NodeError::Failed(
                     "areas in shares of the picture cannot be cut into tiles: give them in pixels".into(),
                 ));
             }
-            (Some(CondArea::Cells { height, width, y, x }), Some(region)) => {
+            (Some(Area::Cells { height, width, y, x }), Some(region)) => {
                 let area = Region { x1: 8 * x, y1: 8 * y, x2: 8 * (x + width), y2: 8 * (y + height) };
                 let area = inside(resized(area, self.from, self.canvas), *region);
                 // One that lies elsewhere counts everywhere and fully: the extension forgets both.
                 if area.is_none() {
                     cond.strength = 1.0;
                 }
-                area.map(|area| CondArea::Cells {
+                area.map(|area| Area::Cells {
                     height: area.height() / 8,
                     width: area.width() / 8,
                     y: (area.y1 - region.y1) / 8,
