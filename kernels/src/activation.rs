@@ -19,6 +19,19 @@ pub enum Activation {
     QuickGelu,
 }
 
+#[cfg(feature = "cuda")]
+impl Activation {
+    /// What kernels call it (`kernels/cuda/prelude.cuh`).
+    pub(crate) fn code(self) -> i32 {
+        match self {
+            Self::Identity => 0,
+            Self::Silu => 1,
+            Self::Gelu => 2,
+            Self::QuickGelu => 3,
+        }
+    }
+}
+
 /// `activation` of every element of `x`, any shape.
 ///
 /// # Errors
@@ -26,6 +39,10 @@ pub enum Activation {
 pub fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
     if x.elem_count() == 0 {
         bail!("activate: x {:?} is empty", x.shape());
+    }
+    #[cfg(feature = "cuda")]
+    if crate::cuda::launch::takes(x) && activation != Activation::Identity {
+        return crate::cuda::pointwise::activate(x, activation);
     }
     if activation == Activation::Identity || !tensors::takes_activation(x) {
         return reference::activate(x, activation);

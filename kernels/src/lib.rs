@@ -2,7 +2,8 @@
 //!
 //! This crate is the lowest layer: networks (`darkroom-models`) call it and it calls only candle. Every
 //! operation exists as a plain candle composition in [`reference`], which is the oracle of the property tests
-//! and what runs where nothing faster exists; on the CPU the functions here choose their own fast path.
+//! and what runs where nothing faster exists; on the CPU, and with the feature `cuda` on NVIDIA's GPUs, the
+//! functions here choose their own fast path.
 //!
 //! Conventions, everywhere:
 //! - Activations are channels-last: pictures are `[batch, height, width, channels]`, token sequences are
@@ -17,6 +18,8 @@ mod add_rows;
 mod attention;
 mod conv2d;
 mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod geglu;
 mod group_norm;
 mod layer_norm;

@@ -1,0 +1,11 @@
+//! CUDA paths: kernels of our own, compiled for the card at run time, and NVIDIA's libraries where they are better.
+//!
+//! As in [`crate::cpu`], the public functions of the crate check shapes and come here for tensors on a CUDA device.
+//! Activations are `f16`, `bf16` or `f32`; what is computed between loading and storing an element is `f32`. All work
+//! of a device goes to its one stream, in order, and nothing here waits for it: a step can be captured as a graph.
+
+pub(crate) mod compile;
+pub(crate) mod launch;
+pub(crate) mod pointwise;
+
+pub use compile::{CompileError, set_cache_folder};
