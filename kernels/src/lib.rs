@@ -20,6 +20,7 @@ mod conv2d;
 mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+pub mod device;
 mod geglu;
 mod group_norm;
 mod layer_norm;
@@ -34,6 +35,7 @@ pub use add_rows::add_to_rows;
 pub use attention::{AttentionMask, attention};
 pub use candle_core::{Error, Result};
 pub use conv2d::{Conv2dGeometry, Padding, conv2d, conv2d_at};
+pub use device::multiplies_bf16;
 pub use geglu::geglu;
 pub use group_norm::group_norm;
 pub use layer_norm::layer_norm;

@@ -2,6 +2,7 @@
 //! [`weights::Weights`] on the device these name, and maps tensors to tensors through `darkroom-kernels`.
 
 pub mod adapter;
+pub mod arithmetic;
 pub mod checkpoint;
 pub mod clip;
 pub mod controlnet;
@@ -17,5 +18,6 @@ pub mod upscaler;
 pub mod vae;
 pub mod weights;
 
-pub use darkroom_kernels::{Precision, bf16_is_accelerated};
+pub use arithmetic::ComputeType;
+pub use darkroom_kernels::{Precision, bf16_is_accelerated, device};
 pub use fields::ConfigError;

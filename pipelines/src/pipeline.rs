@@ -14,8 +14,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor};
-use darkroom_models::Precision;
+use darkroom_models::ComputeType;
 use darkroom_models::adapter::NetworkAdapter;
+use darkroom_models::arithmetic::Range;
 use darkroom_models::checkpoint::{
     Checkpoint, CheckpointParts, Component, ModelKind, Part, Prediction as CheckpointPrediction,
     PredictionType,
@@ -65,7 +66,7 @@ pub struct Pipeline {
     limits: Limits,
     /// What `embedding:name` in prompts may name.
     embeddings: Option<Arc<dyn EmbeddingSource>>,
-    precision: Precision,
+    compute_type: ComputeType,
     activation_budget: usize,
     weight_bytes: u64,
 }
@@ -149,17 +150,17 @@ fn own_latent_scale(kind: ModelKind) -> f64 {
 const DEFAULT_ACTIVATION_BUDGET: usize = 6 << 30;
 
 impl Pipeline {
-    /// Builds the networks of an opened checkpoint in full precision. Every tensor of every part must be used.
+    /// Builds the networks of an opened checkpoint, computing in `f32` throughout. Every tensor of every part must be used.
     pub fn load(checkpoint: &Checkpoint, device: &Device) -> Result<Self, PipelineError> {
-        Self::load_at(checkpoint, device, Precision::Full)
+        Self::load_at(checkpoint, device, ComputeType::Full)
     }
 
-    /// The same with the UNet and the VAE at `precision`. The text encoders always compute in full: they take a
-    /// small part of the time and everything else hangs on them.
+    /// The same with the UNet and the VAE computing in `compute_type`. The text encoders' activations are always `f32`:
+    /// they take a small part of the time and everything else hangs on them.
     pub fn load_at(
         checkpoint: &Checkpoint,
         device: &Device,
-        precision: Precision,
+        compute_type: impl Into<ComputeType>,
     ) -> Result<Self, PipelineError> {
         let Checkpoint { origin, kind, prediction, unet, vae, clip_l, clip_g, .. } = checkpoint;
         let parts = Parts {
@@ -171,7 +172,7 @@ impl Pipeline {
             clip_l: Some(clip_l),
             clip_g: clip_g.as_ref(),
         };
-        Self::load_parts(&parts, device, precision)
+        Self::load_parts(&parts, device, compute_type.into())
     }
 
     /// The same of a checkpoint that may lack parts: a UNet, text encoders or a VAE from a file of their own. Stages
@@ -179,7 +180,7 @@ impl Pipeline {
     pub fn load_partial(
         checkpoint: &CheckpointParts,
         device: &Device,
-        precision: Precision,
+        compute_type: impl Into<ComputeType>,
     ) -> Result<Self, PipelineError> {
         let CheckpointParts { origin, kind, prediction, unet, vae, clip_l, clip_g, .. } = checkpoint;
         let parts = Parts {
@@ -191,19 +192,19 @@ impl Pipeline {
             clip_l: clip_l.as_ref(),
             clip_g: clip_g.as_ref(),
         };
-        Self::load_parts(&parts, device, precision)
+        Self::load_parts(&parts, device, compute_type.into())
     }
 
     fn load_parts(
         checkpoint: &Parts<'_>,
         device: &Device,
-        precision: Precision,
+        compute_type: ComputeType,
     ) -> Result<Self, PipelineError> {
         let prediction = match checkpoint.prediction.kind {
             PredictionType::Epsilon => Prediction::Epsilon,
             PredictionType::V => Prediction::V,
         };
-        let weight_bytes = memory::weight_bytes(checkpoint);
+        let weight_bytes = memory::weight_bytes(checkpoint, compute_type);
         let text_encoder = |part: &Component<ClipTextConfig>| -> Result<_, PipelineError> {
             part.weights.keep();
             let encoder = ClipTextEncoder::load(&part.config, &part.weights)?;
@@ -213,7 +214,7 @@ impl Pipeline {
         let (clip_l, kept_clip_l) = checkpoint.clip_l.map(text_encoder).transpose()?.unzip();
         let (clip_g, kept_clip_g) = checkpoint.clip_g.map(text_encoder).transpose()?.unzip();
         let vae = |part: &Component<VaeConfig>| -> Result<_, PipelineError> {
-            let vae = AutoencoderKl::load(&part.config, &part.weights.at_precision(precision))?;
+            let vae = AutoencoderKl::load(&part.config, &part.weights.computing(compute_type, Range::Wide))?;
             part.weights.finish()?;
             Ok(vae)
         };
@@ -223,7 +224,7 @@ impl Pipeline {
         };
         let vae = checkpoint.vae.map(vae).transpose()?;
         let unet = |part: &Component<UNetConfig>| -> Result<_, PipelineError> {
-            let weights = part.weights.at_precision(precision);
+            let weights = part.weights.computing(compute_type, Range::Half);
             weights.keep();
             let unet = UNet2DConditionModel::load(&part.config, &weights)?;
             weights.finish()?;
@@ -253,7 +254,7 @@ impl Pipeline {
             },
             limits: Limits::default(),
             embeddings: None,
-            precision,
+            compute_type,
             activation_budget: DEFAULT_ACTIVATION_BUDGET,
             weight_bytes,
         })

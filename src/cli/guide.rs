@@ -186,7 +186,7 @@ fn control_net(
         }
         let network = entry.open().map_err(|e| e.to_string()).and_then(|file| {
             let config = pipeline.unet_config().map_err(|e| e.to_string())?;
-            ControlNet::from_file(file, config, pipeline.device(), pipeline.precision())
+            ControlNet::from_file(file, config, pipeline.device(), pipeline.compute_type())
                 .map_err(|e| e.to_string())
         });
         match network {

@@ -170,7 +170,8 @@ impl Drop for Program {
 }
 
 fn compile(source: Source, defines: &[String], arch: &str) -> std::result::Result<Vec<u8>, CompileError> {
-    let text = CString::new(format!("{PRELUDE}\n#line 1 \"{}.cu\"\n{}", source.name, source.text)).map_err(failed)?;
+    let text = CString::new(format!("{PRELUDE}\n#line 1 \"{}.cu\"\n{}", source.name, source.text))
+        .map_err(failed)?;
     let mut options = vec![format!("--gpu-architecture={arch}"), "--std=c++17".into(), "--fmad=true".into()];
     options.extend(defines.iter().map(|define| format!("-D{define}")));
     let program = Program(nvrtc::create_program(&text, Some(c"darkroom.cu")).map_err(failed)?);
@@ -178,7 +179,11 @@ fn compile(source: Source, defines: &[String], arch: &str) -> std::result::Resul
     if let Err(error) = unsafe { nvrtc::compile_program(program.0, &options) } {
         // SAFETY: as above; the log is a C string.
         let log = unsafe { nvrtc::get_program_log(program.0) }.map_err(|_| failed(error))?;
-        return Err(CompileError::Refused { source_name: source.name, arch: arch.into(), log: text_of(&log) });
+        return Err(CompileError::Refused {
+            source_name: source.name,
+            arch: arch.into(),
+            log: text_of(&log),
+        });
     }
     let mut size = 0;
     // SAFETY: a valid place to write the size to.

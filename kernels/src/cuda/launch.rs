@@ -30,20 +30,7 @@ impl Dense {
     }
 
     fn at(tensor: Tensor) -> Result<Self> {
-        let (storage, layout) = tensor.storage_and_layout();
-        let Storage::Cuda(storage) = &*storage else { bail!("a tensor of a CUDA device is needed here") };
-        let stream = storage.device().cuda_stream();
-        macro_rules! start {
-            ($($kind:ident)*) => {
-                match &storage.slice {
-                    $(CudaStorageSlice::$kind(slice) => start(slice, &stream),)*
-                    _ => bail!("{:?} is no type of elements here", tensor.dtype()),
-                }
-            };
-        }
-        let start = start!(U8 U32 I16 I32 I64 BF16 F16 F32 F64 F8E4M3);
-        let address = start + (layout.start_offset() * tensor.dtype().size_in_bytes()) as u64;
-        drop((storage, layout));
+        let address = first_address(&tensor)?;
         Ok(Self { tensor, address })
     }
 
@@ -61,6 +48,22 @@ impl Dense {
     pub(crate) fn into_tensor(self) -> Tensor {
         self.tensor
     }
+}
+
+fn first_address(tensor: &Tensor) -> Result<u64> {
+    let (storage, layout) = tensor.storage_and_layout();
+    let Storage::Cuda(storage) = &*storage else { bail!("a tensor of a CUDA device is needed here") };
+    let stream = storage.device().cuda_stream();
+    macro_rules! start {
+        ($($kind:ident)*) => {
+            match &storage.slice {
+                $(CudaStorageSlice::$kind(slice) => start(slice, &stream),)*
+                _ => bail!("{:?} is no type of elements here", tensor.dtype()),
+            }
+        };
+    }
+    let start = start!(U8 U32 I16 I32 I64 BF16 F16 F32 F64 F8E4M3);
+    Ok(start + (layout.start_offset() * tensor.dtype().size_in_bytes()) as u64)
 }
 
 fn start<T>(slice: &CudaSlice<T>, stream: &cudarc::driver::CudaStream) -> u64 {

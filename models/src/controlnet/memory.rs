@@ -5,9 +5,6 @@ use super::config::CELL;
 use super::{ControlNet, ControlNetConfig};
 use crate::unet::encoder_elements;
 
-/// Bytes of an activation's element.
-const ELEMENT: usize = size_of::<f32>();
-
 impl ControlNet {
     /// Most bytes of activations alive at once in [`ControlNet::forward`] for `rows` latents of
     /// `height × width` cells with `tokens` of context each, its embedded hint and its residuals included.
@@ -16,18 +13,22 @@ impl ControlNet {
         let encoded = encoder_elements(config, height, width, tokens);
         let hint = cells(height, width) * channels(config.block_out_channels.first());
         // Residuals replace features one by one, so that both exist of one only.
-        bytes(rows, hint + encoded.peak.max(encoded.features + encoded.largest))
+        self.bytes(rows, hint + encoded.peak.max(encoded.features + encoded.largest))
     }
 
     /// Bytes of the residuals that [`ControlNet::forward`] gives: what is held beside the UNet's own pass.
     pub fn residual_bytes(&self, rows: usize, height: usize, width: usize) -> usize {
-        bytes(rows, encoder_elements(&self.config().unet, height, width, 0).features)
+        self.bytes(rows, encoder_elements(&self.config().unet, height, width, 0).features)
     }
 
     /// Most bytes of activations alive at once in [`ControlNet::embed_hint`] for one hint of a latent of
     /// `height × width` cells, the hint included.
     pub fn hint_bytes(&self, height: usize, width: usize) -> usize {
-        bytes(1, hint_elements(self.config(), height, width))
+        self.bytes(1, hint_elements(self.config(), height, width))
+    }
+
+    fn bytes(&self, rows: usize, elements: u128) -> usize {
+        bytes(self.activations().size_in_bytes(), rows, elements)
     }
 }
 
@@ -57,7 +58,7 @@ fn channels(level: Option<&usize>) -> u128 {
     level.copied().unwrap_or(0) as u128
 }
 
-fn bytes(rows: usize, elements: u128) -> usize {
+fn bytes(element: usize, rows: usize, elements: u128) -> usize {
     let row = usize::try_from(elements).unwrap_or(usize::MAX);
-    rows.saturating_mul(row).saturating_mul(ELEMENT)
+    rows.saturating_mul(row).saturating_mul(element)
 }

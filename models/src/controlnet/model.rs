@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor, bail};
-use darkroom_kernels::Precision;
+use candle_core::{DType, Device, Tensor, bail};
 
 use super::config::CELL;
 use super::hint::HintEncoder;
 use super::{ControlNetConfig, ControlNetError, ControlNetFamily, ControlNetKind};
 use crate::adapter::Adapters;
+use crate::arithmetic::{ComputeType, Range};
 use crate::checkpoint::{Twins, canonical_names, classify};
 use crate::layers::{Linear, channels_last};
 use crate::unet::{ConditionEmbedding, UNetConfig, UNetEncoder, UNetFeatures, UNetInput};
@@ -30,6 +30,7 @@ pub struct ControlNet {
     /// One a skip, the stem's first.
     projections: Vec<Linear>,
     middle_projection: Linear,
+    activations: DType,
     weight_bytes: u64,
 }
 
@@ -49,7 +50,7 @@ impl ControlNet {
         } else {
             WeightFile::open(path)?
         };
-        Self::from_file(Arc::new(file), base, device, Precision::Full)
+        Self::from_file(Arc::new(file), base, device, ComputeType::Full)
     }
 
     /// Loads the ControlNet in `file` to steer a model whose UNet is `base`.
@@ -62,9 +63,9 @@ impl ControlNet {
         file: Arc<WeightFile>,
         base: &UNetConfig,
         device: &Device,
-        precision: Precision,
+        compute_type: impl Into<ComputeType>,
     ) -> Result<Self, ControlNetError> {
-        let weights = view(&file, base, device)?.at_precision(precision);
+        let weights = view(&file, base, device)?.computing(compute_type.into(), Range::Half);
         let weight_bytes = weights.bytes();
         let config = ControlNetConfig::detect(&weights, base)?;
         let network = Self::load(config, &weights, weight_bytes)?;
@@ -91,6 +92,7 @@ impl ControlNet {
                 middle,
             )?,
             config,
+            activations: weights.activations(),
             weight_bytes,
         })
     }
@@ -98,6 +100,11 @@ impl ControlNet {
     /// What the network was built from.
     pub fn config(&self) -> &ControlNetConfig {
         &self.config
+    }
+
+    /// The type of its activations, hints' embeddings and residuals.
+    pub fn activations(&self) -> DType {
+        self.activations
     }
 
     /// Bytes of its weights as loaded.
@@ -118,7 +125,7 @@ impl ControlNet {
                 self.config.conditioning_channels
             );
         }
-        self.hint.forward(channels_last(hint)?)
+        self.hint.forward(channels_last(hint)?.to_dtype(self.activations)?)
     }
 
     /// What to add to the UNet's features for `input`, not scaled yet; channels-last, in the features' order.
@@ -141,8 +148,8 @@ impl ControlNet {
         // Adapters name the UNet's layers; the layers here share the names but are others.
         let adapters = Adapters::none();
         let condition = self.embedding.forward(&UNetInput { adapters, ..*input })?;
-        let stem = self.encoder.stem(&channels_last(input.latent)?, adapters)?;
-        let stem = (stem + hint.to_dtype(input.latent.dtype())?)?;
+        let stem = self.encoder.stem(&channels_last(input.latent)?.to_dtype(self.activations)?, adapters)?;
+        let stem = (stem + hint.to_dtype(self.activations)?)?;
         let UNetFeatures { skips, middle } = self.encoder.forward(stem, &condition)?;
         let skips = skips
             .into_iter()

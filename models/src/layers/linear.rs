@@ -31,7 +31,7 @@ impl Linear {
         inputs: usize,
         outputs: usize,
     ) -> Result<Self, WeightsError> {
-        let weight = weights.take("weight", &[outputs, inputs])?;
+        let weight = weights.take_matrix("weight", &[outputs, inputs])?;
         Ok(Self { name: weights.layer(), weight, bias: None, precision: weights.precision() })
     }
 
@@ -42,7 +42,7 @@ impl Linear {
         inputs: usize,
         outputs: usize,
     ) -> Result<Self, WeightsError> {
-        let weight = weights.take("weight", &[outputs, inputs, 1, 1])?.reshape((outputs, inputs))?;
+        let weight = weights.take_matrix("weight", &[outputs, inputs, 1, 1])?.reshape((outputs, inputs))?;
         let bias = Some(load_bias(weights, outputs)?);
         Ok(Self { name: weights.layer(), weight, bias, precision: weights.precision() })
     }

@@ -2,7 +2,7 @@
 //! convolutions, in the UNet with the time embedding added between them.
 
 use candle_core::Tensor;
-use darkroom_kernels::{Activation, Precision};
+use darkroom_kernels::Activation;
 
 use super::{Conv2d, GroupNorm, Linear};
 use crate::adapter::Adapters;
@@ -37,7 +37,7 @@ impl ResnetBlock {
             time: time_embedding
                 .map(|width| {
                     // A row a picture: rounding it would cost precision and save no time.
-                    let scope = weights.scope("time_emb_proj").at_precision(Precision::Full);
+                    let scope = weights.scope("time_emb_proj").in_full();
                     Linear::load(&scope, width, outputs)
                 })
                 .transpose()?,
@@ -61,7 +61,7 @@ impl ResnetBlock {
         if let (Some(layer), Some(time)) = (&self.time, time) {
             let shift = layer.forward(time, adapters)?;
             let (b, c) = shift.dims2()?;
-            h = h.broadcast_add(&shift.reshape((b, 1, 1, c))?)?;
+            h = h.broadcast_add(&shift.reshape((b, 1, 1, c))?.to_dtype(h.dtype())?)?;
         }
         // Assigned, not shadowed: what `h` held is free before the next tensor is made.
         h = self.norm2.forward(&h, adapters)?;

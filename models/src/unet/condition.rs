@@ -1,7 +1,7 @@
 //! Everything but the latent that steers a forward pass: noise level, prompt, pooled prompt and sizes.
 
 use candle_core::{D, DType, Device, Tensor, bail};
-use darkroom_kernels::{Activation, AttentionMask, Precision, activate};
+use darkroom_kernels::{Activation, AttentionMask, activate};
 
 use super::{AdditionConfig, SIZE_IDS, UNetConfig};
 use crate::adapter::Adapters;
@@ -11,7 +11,7 @@ use crate::weights::{Weights, WeightsError};
 /// One batch of samples to denoise; each row has its own noise level, prompt and sizes.
 #[derive(Debug, Clone, Copy)]
 pub struct UNetInput<'a> {
-    /// `[b, in_channels, h, w]`, already scaled to the network's input (`x / √(σ² + 1)` for ε-prediction).
+    /// `[b, in_channels, h, w]`, `f32`, already scaled to the network's input (`x / √(σ² + 1)` for ε-prediction).
     pub latent: &'a Tensor,
     /// `[b]`, `f32`: a timestep a row, 0 to 999.
     pub timesteps: &'a Tensor,
@@ -32,7 +32,7 @@ pub struct UNetInput<'a> {
 /// What the blocks see of an input's conditioning.
 #[derive(Debug, Clone)]
 pub(crate) struct Condition {
-    /// `[b, time_embed_dim]`, SiLU applied: every consumer starts with it.
+    /// `[b, time_embed_dim]`, SiLU applied: every consumer starts with it. `f32`, a row a picture.
     pub(crate) time: Tensor,
     /// `[b, t, cross_attention_dim]`.
     pub(crate) context: Tensor,
@@ -49,6 +49,8 @@ pub(crate) struct ConditionEmbedding {
     time: TwoLayerMlp,
     addition: Option<Addition>,
     context_width: usize,
+    /// What the blocks compute in.
+    activations: DType,
 }
 
 #[derive(Debug, Clone)]
@@ -64,7 +66,7 @@ impl ConditionEmbedding {
         let (inputs, width) = (config.time_embed_dim() / 4, config.time_embed_dim());
         let mlp = |name, inputs| -> Result<_, WeightsError> {
             // A row a picture: rounding it would cost precision everywhere and save no time.
-            let scope = weights.scope(name).at_precision(Precision::Full);
+            let scope = weights.scope(name).in_full();
             Ok(TwoLayerMlp {
                 first: Linear::load(&scope.scope("linear_1"), inputs, width)?,
                 activation: Activation::Silu,
@@ -85,13 +87,13 @@ impl ConditionEmbedding {
             time: mlp("time_embedding", inputs)?,
             addition: config.addition.as_ref().map(addition).transpose()?,
             context_width: config.cross_attention_dim,
+            activations: weights.activations(),
         })
     }
 
     /// Checks the input's conditioning against the batch of `latent` and embeds it.
     pub(crate) fn forward(&self, input: &UNetInput<'_>) -> candle_core::Result<Condition> {
         let batch = input.latent.dim(0)?;
-        let dtype = input.latent.dtype();
         expect_shape("timesteps", input.timesteps, &[batch])?;
         let (rows, tokens, width) = input.context.dims3()?;
         if rows != batch || width != self.context_width || tokens == 0 {
@@ -101,14 +103,13 @@ impl ConditionEmbedding {
                 self.context_width
             );
         }
-        let mut time =
-            self.time.forward(&self.timestep.embed(input.timesteps)?.to_dtype(dtype)?, input.adapters)?;
+        let mut time = self.time.forward(&self.timestep.embed(input.timesteps)?, input.adapters)?;
         if let Some(addition) = &self.addition {
             time = (time + addition.forward(input, batch)?)?;
         }
         Ok(Condition {
             time: activate(&time, Activation::Silu)?,
-            context: input.context.to_dtype(dtype)?.contiguous()?,
+            context: input.context.to_dtype(self.activations)?.contiguous()?,
             mask: context_mask(input.context_lengths, batch, tokens)?,
             adapters: input.adapters.clone(),
         })
@@ -123,8 +124,7 @@ impl Addition {
         expect_shape("pooled prompt", pooled, &[batch, self.pooled_width])?;
         expect_shape("size ids", sizes, &[batch, SIZE_IDS])?;
         let sizes = self.size.embed(&sizes.flatten_all()?)?.reshape((batch, ()))?;
-        let dtype = input.latent.dtype();
-        let both = Tensor::cat(&[&pooled.to_dtype(dtype)?, &sizes.to_dtype(dtype)?], D::Minus1)?;
+        let both = Tensor::cat(&[&pooled.to_dtype(DType::F32)?, &sizes], D::Minus1)?;
         self.mlp.forward(&both, input.adapters)
     }
 }

@@ -40,9 +40,9 @@ impl UNetFeatures {
 }
 
 impl UNetFeatures {
-    /// Each row of every tensor times its own factor; `factors: [b, 1, 1, 1]`.
+    /// Each row of every tensor times its own factor; `factors: [b, 1, 1, 1]`, `f32`.
     pub fn scaled(&self, factors: &Tensor) -> candle_core::Result<Self> {
-        let scale = |tensor: &Tensor| tensor.broadcast_mul(factors);
+        let scale = |tensor: &Tensor| tensor.broadcast_mul(&factors.to_dtype(tensor.dtype())?);
         Ok(Self {
             skips: self.skips.iter().map(scale).collect::<candle_core::Result<_>>()?,
             middle: scale(&self.middle)?,

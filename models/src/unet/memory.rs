@@ -5,9 +5,6 @@
 
 use super::{UNet2DConditionModel, UNetConfig};
 
-/// Bytes of an activation's element.
-const ELEMENT: usize = size_of::<f32>();
-
 /// A transformer block at its worst, in the middle of its feed-forward part: the residual around all blocks, its
 /// input, three normed inputs, the widened gates and values (eight times as wide) and their products (four times).
 const FEED_FORWARD: u128 = 1 + 1 + 3 + 8 + 4;
@@ -19,18 +16,25 @@ impl UNet2DConditionModel {
     /// Most bytes of activations alive at once in a forward pass of `rows` latents of `height × width` cells with
     /// `tokens` of context each.
     ///
-    /// SDXL at 1024 × 1024 (128 × 128 cells) with two rows takes 0.52 GB. A row's peak is the feed-forward part at
+    /// In `f32` SDXL at 1024 × 1024 (128 × 128 cells) with two rows takes 0.52 GB. A row's peak is the feed-forward part at
     /// half resolution: 17 tensors of 4096 positions × 640 channels (178 MB), while the skips of the first level
     /// and of half the second wait (78 MB). The full resolution, where there is no attention, comes to less:
     /// joining 640 channels with a skip's 320 and convolving them takes 147 MB beside 42 MB of skips.
     pub fn forward_bytes(&self, rows: usize, height: usize, width: usize, tokens: usize) -> usize {
-        bytes(self.config(), rows, height, width, tokens)
+        bytes(self.config(), self.activations().size_in_bytes(), rows, height, width, tokens)
     }
 }
 
-fn bytes(config: &UNetConfig, rows: usize, height: usize, width: usize, tokens: usize) -> usize {
+fn bytes(
+    config: &UNetConfig,
+    element: usize,
+    rows: usize,
+    height: usize,
+    width: usize,
+    tokens: usize,
+) -> usize {
     let row = usize::try_from(row_elements(config, height, width, tokens)).unwrap_or(usize::MAX);
-    rows.saturating_mul(row).saturating_mul(ELEMENT)
+    rows.saturating_mul(row).saturating_mul(element)
 }
 
 /// Most elements alive at once while the downward half and the middle run over one row, all of whose features are
@@ -208,14 +212,14 @@ mod tests {
 
     #[test]
     fn sdxl_takes_what_its_documentation_says() {
-        let bytes = bytes(&sdxl(), 2, 128, 128, 77);
+        let bytes = bytes(&sdxl(), 4, 2, 128, 128, 77);
         assert!((510_000_000..530_000_000).contains(&bytes), "{bytes}");
     }
 
     #[test]
     fn more_never_takes_less_and_absurd_sizes_do_not_overflow() {
         let config = sdxl();
-        let bytes = |rows, height, width, tokens| bytes(&config, rows, height, width, tokens);
+        let bytes = |rows, height, width, tokens| bytes(&config, 4, rows, height, width, tokens);
         assert_eq!(3 * bytes(1, 64, 64, 77), bytes(3, 64, 64, 77));
         assert!(bytes(1, 64, 64, 77) < bytes(1, 64, 65, 77));
         assert!(bytes(1, 64, 64, 77) < bytes(1, 64, 64, 154));

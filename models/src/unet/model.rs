@@ -1,6 +1,6 @@
 //! The whole network: conditioning, downward half, upward half, output.
 
-use candle_core::{Tensor, bail};
+use candle_core::{DType, Tensor, bail};
 use darkroom_kernels::Activation;
 
 use super::blocks::UpBlock;
@@ -20,6 +20,7 @@ pub struct UNet2DConditionModel {
     up: Vec<UpBlock>,
     norm_out: GroupNorm,
     conv_out: Conv2d,
+    activations: DType,
 }
 
 impl UNet2DConditionModel {
@@ -43,12 +44,18 @@ impl UNet2DConditionModel {
                 Activation::Silu,
             )?,
             conv_out: Conv2d::load(&weights.scope("conv_out"), first, config.out_channels, 3)?,
+            activations: weights.activations(),
         })
     }
 
     /// What the network was built from.
     pub fn config(&self) -> &UNetConfig {
         &self.config
+    }
+
+    /// The type of the activations between the blocks. Inputs and outputs are `f32`.
+    pub fn activations(&self) -> DType {
+        self.activations
     }
 
     /// Predicts every row's noise: `[b, in_channels, h, w] -> [b, out_channels, h, w]`, any `h` and `w`.
@@ -74,7 +81,8 @@ impl UNet2DConditionModel {
             );
         }
         let condition = self.embedding.forward(input)?;
-        let stem = self.encoder.stem(&channels_last(input.latent)?, input.adapters)?;
+        let latent = channels_last(input.latent)?.to_dtype(self.activations)?;
+        let stem = self.encoder.stem(&latent, input.adapters)?;
         let mut features = self.encoder.forward(stem, &condition)?;
         adjust(&mut features)?;
         self.decode(features, &condition, free_u)
@@ -92,6 +100,6 @@ impl UNet2DConditionModel {
             x = block.forward(x, condition, &mut skips, |x, skip| free_u.apply(first, x, skip))?;
         }
         let x = self.norm_out.forward(&x, &condition.adapters)?;
-        channels_first(&self.conv_out.forward(&x, &condition.adapters)?)
+        channels_first(&self.conv_out.forward(&x, &condition.adapters)?.to_dtype(DType::F32)?)
     }
 }

@@ -2,8 +2,6 @@
 
 use super::{AutoencoderKl, VaeConfig};
 
-/// Bytes of an activation's element.
-const ELEMENT: usize = size_of::<f32>();
 /// ComfyUI's tile and overlap, in latent cells.
 const DEFAULT_TILE: usize = 64;
 const DEFAULT_OVERLAP: usize = 16;
@@ -28,12 +26,14 @@ impl AutoencoderKl {
     /// Most bytes of activations alive at once while one latent of `height × width` cells is decoded in one
     /// piece. A batch takes as many times more.
     pub fn decode_bytes(&self, height: usize, width: usize) -> usize {
-        decode_elements(self.config(), height.saturating_mul(width)).saturating_mul(ELEMENT)
+        decode_elements(self.config(), height.saturating_mul(width))
+            .saturating_mul(self.activations().size_in_bytes())
     }
 
     /// The same for encoding a picture whose latent has `height × width` cells.
     pub fn encode_bytes(&self, height: usize, width: usize) -> usize {
-        encode_elements(self.config(), height.saturating_mul(width)).saturating_mul(ELEMENT)
+        encode_elements(self.config(), height.saturating_mul(width))
+            .saturating_mul(self.activations().size_in_bytes())
     }
 
     /// How to decode a latent of `height × width` cells within `budget` bytes: whole if it fits, else in

@@ -3,10 +3,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use candle_core::{Device, Tensor};
-use darkroom_kernels::Precision;
-
 use super::Weights;
+use crate::arithmetic::Arithmetic;
+use candle_core::{DType, Device, Tensor};
 
 /// The order of a kept tensor's elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,10 +16,11 @@ pub enum KeptOrder {
     ChannelsLast,
 }
 
-/// A tensor as its network holds it: the very bytes of the file, in the order that the network wants.
+/// A tensor as its network holds it: the very bytes of the file (matrices of networks that compute in another 16-bit
+/// type: rounded to that), in the order that the network wants.
 #[derive(Debug, Clone)]
 pub struct KeptTensor {
-    /// In its stored type.
+    /// In its stored type, or the network's.
     pub tensor: Tensor,
     /// The order of its elements.
     pub order: KeptOrder,
@@ -46,7 +46,7 @@ impl KeptTensor {
 pub struct Kept {
     pub(super) origin: String,
     pub(super) device: Device,
-    pub(super) precision: Precision,
+    pub(super) arithmetic: Arithmetic,
     pub(super) tensors: BTreeMap<String, KeptTensor>,
 }
 
@@ -56,7 +56,7 @@ impl Kept {
         Self {
             origin: origin.to_owned(),
             device: device.clone(),
-            precision: Precision::Full,
+            arithmetic: Arithmetic::default(),
             tensors: BTreeMap::new(),
         }
     }
@@ -79,6 +79,11 @@ impl Kept {
     /// Where the tensors are.
     pub fn device(&self) -> &Device {
         &self.device
+    }
+
+    /// The type that the network's activations have, and what is added to its weights beside them.
+    pub fn activations(&self) -> DType {
+        self.arithmetic.activations
     }
 
     /// The file or folder that they came from.

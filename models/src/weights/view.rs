@@ -5,12 +5,14 @@ use std::fmt::Display;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use darkroom_kernels::Precision;
 
 use super::copy::Order;
+use super::header::StoredType;
 use super::kept::{Kept, KeptOrder, KeptTensor};
 use super::{TensorInfo, WeightFile, WeightsError};
+use crate::arithmetic::{Arithmetic, ComputeType, Range as NumberRange};
 
 /// What to do with a stored tensor to get the canonical one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,6 +86,19 @@ impl Source {
         }
     }
 
+    /// `None` for types that no network computes with.
+    fn dtype(&self) -> Option<DType> {
+        match self {
+            Self::Stored(stored) => match stored.file.info(&stored.name).ok()?.dtype {
+                StoredType::F32 => Some(DType::F32),
+                StoredType::F16 => Some(DType::F16),
+                StoredType::BF16 => Some(DType::BF16),
+                _ => None,
+            },
+            Self::Kept(kept) => Some(kept.tensor.dtype()),
+        }
+    }
+
     fn bytes(&self) -> Option<u64> {
         match self {
             Self::Stored(stored) => {
@@ -109,7 +124,7 @@ struct Shared {
 pub struct Weights {
     shared: Arc<Shared>,
     prefix: String,
-    precision: Precision,
+    arithmetic: Arithmetic,
 }
 
 impl std::fmt::Debug for Weights {
@@ -127,19 +142,19 @@ impl Weights {
     /// folder that errors speak of.
     pub fn new(origin: &str, tensors: BTreeMap<String, Stored>, device: &Device) -> Self {
         let left = tensors.into_iter().map(|(name, stored)| (name, Source::Stored(stored))).collect();
-        Self::over(origin.to_owned(), left, device.clone(), Precision::Full)
+        Self::over(origin.to_owned(), left, device.clone(), Arithmetic::default())
     }
 
-    fn over(origin: String, left: BTreeMap<String, Source>, device: Device, precision: Precision) -> Self {
+    fn over(origin: String, left: BTreeMap<String, Source>, device: Device, arithmetic: Arithmetic) -> Self {
         let shared = Shared { origin, device, left: Mutex::new(left), kept: Mutex::default() };
-        Self { shared: Arc::new(shared), prefix: String::new(), precision }
+        Self { shared: Arc::new(shared), prefix: String::new(), arithmetic }
     }
 
     /// What a network took, to be taken once more.
     pub(super) fn from_kept(kept: Kept) -> Self {
-        let Kept { origin, device, precision, tensors } = kept;
+        let Kept { origin, device, arithmetic, tensors } = kept;
         let left = tensors.into_iter().map(|(name, kept)| (name, Source::Kept(kept))).collect();
-        Self::over(origin, left, device, precision)
+        Self::over(origin, left, device, arithmetic)
     }
 
     /// From now on a handle on every tensor that is taken is kept too.
@@ -153,7 +168,7 @@ impl Weights {
         Kept {
             origin: self.shared.origin.clone(),
             device: self.shared.device.clone(),
-            precision: self.precision,
+            arithmetic: self.arithmetic,
             tensors: tensors.unwrap_or_default(),
         }
     }
@@ -177,17 +192,45 @@ impl Weights {
     pub fn scope(&self, segment: impl Display) -> Self {
         let prefix =
             if self.prefix.is_empty() { segment.to_string() } else { format!("{}.{segment}", self.prefix) };
-        Self { shared: self.shared.clone(), prefix, precision: self.precision }
+        Self { shared: self.shared.clone(), prefix, arithmetic: self.arithmetic }
     }
 
-    /// The same view for a network whose linear layers and convolutions compute at `precision`.
-    pub fn at_precision(&self, precision: Precision) -> Self {
-        Self { precision, ..self.clone() }
+    /// The same view for a network that computes in `compute_type`, which may be asked for numbers as large as
+    /// `range` has.
+    pub fn computing(&self, compute_type: ComputeType, range: NumberRange) -> Self {
+        let arithmetic = compute_type.on(self.device(), self.stored_type(), range);
+        Self { arithmetic, ..self.clone() }
     }
 
-    /// How precisely a network that loads from here is to compute.
+    /// The same view for layers whose products are not rounded.
+    pub(crate) fn in_full(&self) -> Self {
+        let arithmetic = Arithmetic { products: Precision::Full, ..self.arithmetic };
+        Self { arithmetic, ..self.clone() }
+    }
+
+    /// How precisely a network that loads from here is to form products on a CPU.
     pub fn precision(&self) -> Precision {
-        self.precision
+        self.arithmetic.products
+    }
+
+    /// The type of the activations of a network that loads from here.
+    pub fn activations(&self) -> DType {
+        self.arithmetic.activations
+    }
+
+    /// The type that most bytes of this scope are stored in.
+    fn stored_type(&self) -> DType {
+        let mut bytes = [(DType::F32, 0u64), (DType::F16, 0), (DType::BF16, 0)];
+        for (name, source) in self.lock().iter() {
+            if self.within(name).is_none() {
+                continue;
+            }
+            let dtype = source.dtype();
+            for (known, sum) in &mut bytes {
+                *sum += if Some(*known) == dtype { source.bytes().unwrap_or(0) } else { 0 };
+            }
+        }
+        bytes.into_iter().max_by_key(|(_, bytes)| *bytes).map_or(DType::F32, |(dtype, _)| dtype)
     }
 
     fn full(&self, name: &str) -> String {
@@ -209,11 +252,17 @@ impl Weights {
         self.lock().get(&self.full(name))?.shape()
     }
 
-    /// Bytes that the tensors of this scope that nothing took yet will take, each in its stored type.
+    /// Bytes that the tensors of this scope that nothing took yet will take: each in its stored type, or in the 16-bit
+    /// type that a network which loads from here computes in.
     pub fn bytes(&self) -> u64 {
         let left = self.lock();
         let tensors = left.iter().filter(|(name, _)| self.within(name).is_some());
-        tensors.filter_map(|(_, source)| source.bytes()).sum()
+        let halved = self.arithmetic.activations != DType::F32;
+        let bytes = |source: &Source| {
+            let stored = source.bytes()?;
+            Some(if halved && source.dtype() == Some(DType::F32) { stored / 2 } else { stored })
+        };
+        tensors.filter_map(|(_, source)| bytes(source)).sum()
     }
 
     /// `name` without this scope's prefix, if it is in this scope.
@@ -267,6 +316,24 @@ impl Weights {
     /// When it is missing, has another shape (found before anything is copied) or type, or holds NaN or
     /// infinity.
     pub fn take(&self, name: &str, shape: &[usize]) -> Result<Tensor, WeightsError> {
+        self.take_with(name, shape, Ok)
+    }
+
+    /// Takes the matrix `name`, as [`Weights::take`], in the type that the network computes in where that is a 16-bit
+    /// one.
+    ///
+    /// # Errors
+    /// As [`Weights::take`].
+    pub fn take_matrix(&self, name: &str, shape: &[usize]) -> Result<Tensor, WeightsError> {
+        self.take_with(name, shape, |tensor| self.converted(tensor))
+    }
+
+    fn take_with(
+        &self,
+        name: &str,
+        shape: &[usize],
+        convert: impl FnOnce(Tensor) -> Result<Tensor, WeightsError>,
+    ) -> Result<Tensor, WeightsError> {
         let stored = match self.claim(name)? {
             Source::Stored(stored) => stored,
             Source::Kept(kept) => return self.claim_kept(name, kept, KeptOrder::Canonical, shape),
@@ -275,9 +342,17 @@ impl Weights {
         if stored.shape().as_deref() != Some(shape) {
             return Err(mismatch(&stored, info, shape));
         }
-        let tensor = stored.read(info, shape, &self.shared.device)?;
+        let tensor = convert(stored.read(info, shape, &self.shared.device)?)?;
         self.note(name, &tensor, KeptOrder::Canonical);
         Ok(tensor)
+    }
+
+    /// A weight in the type that products are formed in.
+    fn converted(&self, weight: Tensor) -> Result<Tensor, WeightsError> {
+        match self.arithmetic.activations {
+            DType::F32 => Ok(weight),
+            dtype => Ok(weight.to_dtype(dtype)?),
+        }
     }
 
     /// Takes the convolution weight `name` of shape `[out, in, height, width]` and gives it channels-last,
@@ -297,7 +372,14 @@ impl Weights {
         let [out, inputs, height, width] = shape;
         let order = Order::ChannelsLast { inputs, taps: height * width };
         let target = [out, height, width, inputs];
-        let tensor = stored.file.read(&stored.name, info, None, order, &target, &self.shared.device)?;
+        let tensor = self.converted(stored.file.read(
+            &stored.name,
+            info,
+            None,
+            order,
+            &target,
+            &self.shared.device,
+        )?)?;
         self.note(name, &tensor, KeptOrder::ChannelsLast);
         Ok(tensor)
     }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use darkroom_models::ComputeType;
 use darkroom_models::lora::{self, Lora, LoraFile, LoraPart, LoraTarget};
 use darkroom_models::unet::UNet2DConditionModel;
 use darkroom_models::weights::{Kept, KeptTensor};
@@ -99,8 +100,8 @@ impl Pipeline {
     }
 
     /// How precisely its network computes.
-    pub fn precision(&self) -> darkroom_models::Precision {
-        self.precision
+    pub fn compute_type(&self) -> ComputeType {
+        self.compute_type
     }
 
     /// Where its tensors are.

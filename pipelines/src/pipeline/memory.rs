@@ -1,5 +1,7 @@
 //! What a pipeline holds and what its stages take, in bytes: what a scheduler needs to know before it admits work.
 
+use darkroom_models::ComputeType;
+use darkroom_models::arithmetic::Range;
 use darkroom_models::weights::Weights;
 
 use super::{Parts, Pipeline};
@@ -11,7 +13,7 @@ const TOKENS: usize = 4 * 77;
 const LATENTS: usize = 8;
 
 impl Pipeline {
-    /// Bytes of the weights that this pipeline holds, each in its stored type.
+    /// Bytes of the weights that this pipeline holds, each in its stored type or the one that its network computes in.
     pub fn weight_bytes(&self) -> u64 {
         self.weight_bytes
     }
@@ -34,10 +36,10 @@ impl Pipeline {
 }
 
 /// The weights of a checkpoint from which nothing was taken yet.
-pub(super) fn weight_bytes(checkpoint: &Parts<'_>) -> u64 {
+pub(super) fn weight_bytes(checkpoint: &Parts<'_>, compute_type: ComputeType) -> u64 {
     let text_encoders =
         [checkpoint.clip_l, checkpoint.clip_g].into_iter().flatten().map(|part| &part.weights);
-    let unet = checkpoint.unet.map(|part| &part.weights);
-    let vae = checkpoint.vae.map(|part| &part.weights);
-    text_encoders.chain(unet).chain(vae).map(Weights::bytes).sum()
+    let unet = checkpoint.unet.map(|part| part.weights.computing(compute_type, Range::Half));
+    let vae = checkpoint.vae.map(|part| part.weights.computing(compute_type, Range::Wide));
+    text_encoders.map(Weights::bytes).chain(unet.iter().chain(&vae).map(Weights::bytes)).sum()
 }

@@ -106,7 +106,7 @@ pub(super) fn control_net(catalog: &Arc<Catalog>, pipeline: &Arc<Pipeline>, id: 
         let entry = entry(&catalog, AuxiliaryKind::ControlNet, &id)?;
         let file = opened(&entry)?;
         let config = pipeline.unet_config().map_err(invalid)?;
-        let network = ControlNet::from_file(file, config, pipeline.device(), pipeline.precision());
+        let network = ControlNet::from_file(file, config, pipeline.device(), pipeline.compute_type());
         let network = network.map_err(|error| unusable(&entry, &error))?;
         let bytes = network.weight_bytes();
         Ok((Value::ControlNet(Arc::new(network)), bytes))
