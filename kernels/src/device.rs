@@ -175,6 +175,43 @@ pub fn moved(x: &Tensor, device: &Device) -> Result<Tensor> {
     x.to_device(device)
 }
 
+/// A point in a device's work: what was handed to it before is done once [`Mark::wait`] returns.
+#[derive(Debug)]
+pub struct Mark {
+    #[cfg(feature = "cuda")]
+    inner: Option<crate::cuda::device::Mark>,
+}
+
+/// Marks the end of what was handed to `device` so far. A CPU has done all of it already.
+///
+/// # Errors
+/// When the device fails.
+pub fn mark(device: &Device) -> Result<Mark> {
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(cuda) = device {
+        return Ok(Mark { inner: Some(crate::cuda::device::mark(cuda)?) });
+    }
+    let _ = device;
+    Ok(Mark {
+        #[cfg(feature = "cuda")]
+        inner: None,
+    })
+}
+
+impl Mark {
+    /// Returns when the device has come so far.
+    ///
+    /// # Errors
+    /// When the device fails, also in what was handed to it before.
+    pub fn wait(&self) -> Result<()> {
+        #[cfg(feature = "cuda")]
+        if let Some(mark) = &self.inner {
+            return mark.wait();
+        }
+        Ok(())
+    }
+}
+
 /// Bytes of memory of `device` that are free, and in all; `None` for the CPU.
 pub fn memory(device: &Device) -> Option<(u64, u64)> {
     #[cfg(feature = "cuda")]

@@ -73,6 +73,18 @@ pub enum PipelineError {
     Tensor(#[from] candle_core::Error),
 }
 
+impl PipelineError {
+    /// Whether the device's memory is full: less at once may go.
+    pub fn is_out_of_memory(&self) -> bool {
+        match self {
+            Self::Tensor(error) | Self::Weights(WeightsError::Tensor(error)) => {
+                darkroom_models::device::is_out_of_memory(error)
+            }
+            _ => false,
+        }
+    }
+}
+
 impl From<darkroom_models::lora::LoraError> for PipelineError {
     // Boxed: it is by far the largest of them.
     fn from(error: darkroom_models::lora::LoraError) -> Self {

@@ -50,6 +50,8 @@ use text::Side;
 pub struct Pipeline {
     kind: ModelKind,
     device: Device,
+    /// Where the VAE is: the same device, but decoding goes on beside denoising there.
+    vae_device: Device,
     tokenizer: Arc<ClipTokenizer>,
     /// The file or folder, for errors.
     origin: Arc<str>,
@@ -204,6 +206,7 @@ impl Pipeline {
             PredictionType::Epsilon => Prediction::Epsilon,
             PredictionType::V => Prediction::V,
         };
+        let vae_device = darkroom_models::device::beside(device)?;
         let weight_bytes = memory::weight_bytes(checkpoint, compute_type);
         let text_encoder = |part: &Component<ClipTextConfig>| -> Result<_, PipelineError> {
             part.weights.keep();
@@ -214,7 +217,10 @@ impl Pipeline {
         let (clip_l, kept_clip_l) = checkpoint.clip_l.map(text_encoder).transpose()?.unzip();
         let (clip_g, kept_clip_g) = checkpoint.clip_g.map(text_encoder).transpose()?.unzip();
         let vae = |part: &Component<VaeConfig>| -> Result<_, PipelineError> {
-            let vae = AutoencoderKl::load(&part.config, &part.weights.computing(compute_type, Range::Wide))?;
+            let vae = AutoencoderKl::load(
+                &part.config,
+                &part.weights.on(&vae_device).computing(compute_type, Range::Wide),
+            )?;
             part.weights.finish()?;
             Ok(vae)
         };
@@ -239,6 +245,7 @@ impl Pipeline {
         Ok(Self {
             kind: checkpoint.kind,
             device: device.clone(),
+            vae_device,
             tokenizer: ClipTokenizer::standard()?,
             origin: checkpoint.origin.into(),
             clip_l,
@@ -524,7 +531,8 @@ impl Pipeline {
             let fit = self.activation_budget / self.vae()?.decode_bytes(height, width).max(1);
             let same = rest.iter().take_while(|latent| latent.dims() == first.dims()).count();
             let (now, later) = rest.split_at(same.min(fit).max(1));
-            let batch = self.to_vae_units(&Tensor::stack(now, 0)?)?;
+            let now = now.iter().map(|latent| self.to_decoder(latent)).collect::<Result<Vec<_>, _>>()?;
+            let batch = self.to_vae_units(&Tensor::stack(&now, 0)?)?;
             let tiling = self.vae()?.decode_tiling(height, width, self.activation_budget);
             let decoded = self.vae()?.decode_with(&batch, tiling)?;
             for i in 0..now.len() {
@@ -561,11 +569,12 @@ impl Pipeline {
 
     /// `[4, h/8, w/8]`, network scale.
     pub(crate) fn encode_picture(&self, picture: &Picture) -> Result<Tensor, PipelineError> {
-        let pixels = picture.cropped_to_multiple(PIXELS_PER_CELL).to_tensor(&self.device)?;
+        let pixels = picture.cropped_to_multiple(PIXELS_PER_CELL).to_tensor(&self.vae_device)?;
         let (_, _, height, width) = pixels.dims4()?;
         let (rows, columns) = (height / PIXELS_PER_CELL, width / PIXELS_PER_CELL);
         let tiling = self.vae()?.encode_tiling(rows, columns, self.activation_budget);
-        Ok((self.vae()?.encode_with(&pixels, tiling)?.get(0)? * self.latent_scale)?)
+        let latent = (self.vae()?.encode_with(&pixels, tiling)?.get(0)? * self.latent_scale)?;
+        Ok(darkroom_models::device::moved(&latent, &self.device)?)
     }
 }
 

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use darkroom_models::Precision;
+use darkroom_models::ComputeType;
+use darkroom_models::device::DeviceName;
 use darkroom_pipelines::sampler::SamplerKind;
 use darkroom_pipelines::schedule::Scheduler;
 
@@ -235,10 +236,14 @@ pub(super) struct SamplingArgs {
     /// Most pictures that go through the network at once [default: by size, 1 to 16]
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..=256))]
     pub(super) max_batch: Option<u32>,
-    /// How precisely the UNet and the VAE compute. `bf16` rounds what they multiply to 8 significant bits: several
-    /// times faster on CPUs with AMX, close to but not the same picture; elsewhere it computes as `full`
-    #[arg(long, value_enum, default_value_t = PrecisionArg::Full)]
+    /// What the UNet and the VAE compute in. `auto` is `full` on a CPU and the 16-bit type of the model's file on a GPU;
+    /// `bf16` on a CPU rounds what they multiply to 8 significant bits: several times faster on CPUs with AMX, close to
+    /// but not the same picture, and on other CPUs it computes as `full`
+    #[arg(long, value_enum, default_value_t = PrecisionArg::Auto)]
     pub(super) precision: PrecisionArg,
+    /// Where to compute: `auto` (the first GPU that answers, or else the CPU), `cpu`, `cuda:0`, `cuda:1`, …
+    #[arg(long, value_name = "DEVICE", default_value_t = DeviceName::Auto)]
+    pub(super) device: DeviceName,
     /// Most 77-token chunks of a prompt; longer prompts are refused
     #[arg(long, value_name = "N", default_value_t = 64, allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(super) max_prompt_chunks: u32,
@@ -247,17 +252,23 @@ pub(super) struct SamplingArgs {
 /// `--precision`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum PrecisionArg {
+    /// What the device is good at.
+    Auto,
     /// Single precision: ComfyUI's pictures.
     Full,
-    /// bfloat16 products, single-precision sums.
+    /// bfloat16; on a CPU products alone, with single-precision sums.
     Bf16,
+    /// Half precision on a GPU.
+    F16,
 }
 
-impl From<PrecisionArg> for Precision {
+impl From<PrecisionArg> for ComputeType {
     fn from(precision: PrecisionArg) -> Self {
         match precision {
+            PrecisionArg::Auto => Self::Auto,
             PrecisionArg::Full => Self::Full,
             PrecisionArg::Bf16 => Self::Bf16,
+            PrecisionArg::F16 => Self::F16,
         }
     }
 }

@@ -4,9 +4,9 @@
 use std::path::Path;
 use std::time::Instant;
 
-use candle_core::{DType, Device, Tensor};
-use darkroom_models::bf16_is_accelerated;
+use candle_core::{DType, Tensor};
 use darkroom_models::checkpoint::{Checkpoint, ModelKind};
+use darkroom_models::{bf16_is_accelerated, device};
 use darkroom_pipelines::prompt::{PromptError, PromptLimits};
 use darkroom_pipelines::{ImageRequest, Limits, Picture, Pipeline, PipelineError};
 use serde::Serialize;
@@ -68,7 +68,15 @@ impl Model {
     ) -> Result<Self, CommandError> {
         let reference = ModelRef::parse(&args.model)?;
         let started = Instant::now();
-        let device = Device::Cpu;
+        let (device, unused) = device::open(args.device).map_err(|error| {
+            CommandError::failure(
+                error,
+                "`darkroom doctor` tells what there is; --device auto takes what works",
+            )
+        })?;
+        if let Some(reason) = unused {
+            tracing::warn!(%reason, "computing on the CPU");
+        }
         let checkpoint = match &reference {
             ModelRef::Embedded => embedded::checkpoint(&device).map_err(|e| unusable(&e.into()))?,
             ModelRef::Path(path) => Checkpoint::open(path, &device).map_err(|e| unusable(&e.into()))?,
@@ -83,10 +91,10 @@ impl Model {
             }
         };
         let bf16 = args.precision == PrecisionArg::Bf16 && bf16_is_accelerated();
-        if args.precision == PrecisionArg::Bf16 && !bf16 {
+        if args.precision == PrecisionArg::Bf16 && !bf16 && device.is_cpu() {
             tracing::warn!("this CPU has no AMX: --precision bf16 computes in full precision");
         }
-        let pipeline = Pipeline::load_at(&checkpoint, &device, args.precision.into());
+        let pipeline = Pipeline::load_at(&checkpoint, &device, args.precision);
         let pipeline = pipeline.map_err(|e| unusable(&e))?;
         let pipeline = pipeline.with_limits(limits(args));
         timings.load_seconds = started.elapsed().as_secs_f64();

@@ -3,6 +3,7 @@
 
 use std::net::IpAddr;
 
+use darkroom_models::device::DeviceName;
 use url::Url;
 
 type Checked = Result<(), &'static str>;
@@ -55,7 +56,7 @@ pub(super) fn images(text: &str) -> Checked {
 
 /// A device.
 pub(super) fn device(text: &str) -> Checked {
-    if text == "cpu" { Ok(()) } else { Err("cpu: there are no other devices yet") }
+    text.parse::<DeviceName>().map(|_| ()).map_err(|_| "auto, cpu or cuda:0, cuda:1, …")
 }
 
 /// A network in CIDR notation, or one address.

@@ -176,7 +176,7 @@ impl Config {
             _ => Ok(()),
         }?;
         if self.engine.devices.is_empty() {
-            return refuse("engine.devices", "must name a device: cpu");
+            return refuse("engine.devices", "must name a device: auto, cpu or cuda:0");
         }
         Ok(())
     }

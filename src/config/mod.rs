@@ -12,6 +12,7 @@ mod size;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use darkroom_models::ComputeType;
 use serde::{Deserialize, Serialize};
 
 pub use error::{ConfigError, Origin};
@@ -162,11 +163,13 @@ section! {
         preload: Vec<String> = Vec::new(), flag("preload");
         /// Models that are never evicted.
         pin: Vec<String> = Vec::new(), flag("pin");
-        /// `full` or `bf16`.
-        precision: PrecisionConfig = PrecisionConfig::Full;
-        /// Devices: only `cpu` today.
-        devices: Vec<String> = vec!["cpu".into()], checked(check::device);
-        /// Bytes for weights and activations on each device; 0 is three quarters of what the machine has.
+        /// `auto` (single precision on a CPU, the 16-bit type of the model's file on a GPU), `full`, `bf16` or `f16`.
+        precision: PrecisionConfig = PrecisionConfig::Auto;
+        /// Devices: `auto` (the first GPU, or else the CPU), `cpu`, `cuda:0`, …
+        devices: Vec<String> = vec!["auto".into()], flag("device"), checked(check::device);
+        /// Most bytes of a GPU's memory that are used; 0 is what is free when the server starts.
+        vram_limit: u64 = 0, bytes, flag("vram-limit");
+        /// Bytes for weights and activations on a CPU; 0 is three quarters of what the machine has.
         memory_budget: u64 = 0, bytes, flag("memory-budget");
         /// Pictures that go through the network at once, at most.
         max_batch: usize = 16, least(1), flag("max-batch");
@@ -183,11 +186,26 @@ section! {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PrecisionConfig {
-    /// Single precision: ComfyUI's pictures.
+    /// What the device is good at.
     #[default]
+    Auto,
+    /// Single precision: ComfyUI's pictures.
     Full,
-    /// bfloat16 products.
+    /// bfloat16; on a CPU for products alone.
     Bf16,
+    /// Half precision on a GPU.
+    F16,
+}
+
+impl From<PrecisionConfig> for ComputeType {
+    fn from(precision: PrecisionConfig) -> Self {
+        match precision {
+            PrecisionConfig::Auto => Self::Auto,
+            PrecisionConfig::Full => Self::Full,
+            PrecisionConfig::Bf16 => Self::Bf16,
+            PrecisionConfig::F16 => Self::F16,
+        }
+    }
 }
 
 section! {

@@ -6,7 +6,7 @@
 //! - `residency` keeps weights under a budget of bytes; `prompt_cache` keeps encoded prompts;
 //! - `companions` keeps LoRAs, ControlNets and their pictures;
 //! - `borrow` lends weights to whoever works beside the device's thread; `denoise` takes latents that they prepared;
-//! - `device` is the thread's loop; `decode` turns finished latents into pictures beside it;
+//! - `devices` opens what there is; `device` is the thread's loop; `decode` turns finished latents into pictures beside it;
 //! - `detail` draws faces once more, larger;
 //! - `finish` takes backgrounds out;
 //! - `split` gets through a step batch that does not fit or that one sample spoils.
@@ -17,6 +17,7 @@ mod decode;
 pub mod denoise;
 mod detail;
 mod device;
+mod devices;
 mod finish;
 pub mod forecast;
 mod job;
@@ -35,12 +36,14 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use darkroom_models::Precision;
+use darkroom_models::ComputeType;
+use darkroom_models::device::DeviceName;
 use darkroom_pipelines::{Limits, Pipeline};
 use tokio::sync::{mpsc, oneshot};
 
 pub use borrow::BorrowError;
 pub use denoise::{DenoiseError, DenoiseEvent, Denoised};
+pub use devices::OpenDevice;
 pub use forecast::Outlook;
 pub use job::{BatchKey, Content, Job, JobId, Viewers, Viewing};
 pub use sources::Sources;
@@ -54,14 +57,16 @@ use queue::Queue;
 /// How an engine works.
 #[derive(Debug, Clone)]
 pub struct EngineOptions {
-    /// Names of devices; a thread each.
-    pub devices: Vec<String>,
-    /// How precisely the networks compute.
-    pub precision: Precision,
+    /// Devices; a thread each.
+    pub devices: Vec<DeviceName>,
+    /// What the networks compute in.
+    pub compute_type: ComputeType,
     /// Bounds on requests.
     pub limits: Limits,
-    /// Bytes for weights and activations, per device.
+    /// Bytes for weights and activations, per device that is a CPU.
     pub memory_budget: u64,
+    /// Most bytes of a card's memory that are used; 0: what is free when it is opened.
+    pub vram_limit: u64,
     /// Most pictures in a step batch.
     pub max_batch: usize,
     /// Bytes of encoded prompts, per device.
@@ -215,6 +220,7 @@ struct Shared {
     catalog: Arc<Catalog>,
     metrics: Arc<Metrics>,
     options: EngineOptions,
+    devices: Vec<OpenDevice>,
     sources: Arc<dyn Sources>,
 }
 
@@ -269,7 +275,8 @@ impl Engine {
         sources: Arc<dyn Sources>,
     ) -> std::io::Result<(Self, mpsc::UnboundedReceiver<EngineEvent>)> {
         let (events, heard) = mpsc::unbounded_channel();
-        let devices = options.devices.len();
+        let opened = devices::open(&options).map_err(std::io::Error::other)?;
+        let devices = opened.len();
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
                 queue: Queue::new(options.age_after),
@@ -286,6 +293,7 @@ impl Engine {
             catalog,
             metrics,
             options,
+            devices: opened,
             sources,
         });
         let mut threads = Vec::with_capacity(devices);
@@ -293,6 +301,11 @@ impl Engine {
             threads.push(device::spawn(&shared, index)?);
         }
         Ok((Self { shared, threads: Mutex::new(threads) }, heard))
+    }
+
+    /// What it computes on.
+    pub fn devices(&self) -> &[OpenDevice] {
+        &self.shared.devices
     }
 
     /// Queues pictures.

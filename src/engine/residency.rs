@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use candle_core::Device;
-use darkroom_models::Precision;
+use darkroom_models::ComputeType;
 use darkroom_pipelines::{Limits, Pipeline};
 
 use crate::catalog::{Catalog, Entry, Opened};
@@ -83,7 +83,7 @@ impl Weights {
     pub(super) fn new(
         catalog: Arc<Catalog>,
         device: Device,
-        precision: Precision,
+        compute_type: ComputeType,
         limits: Limits,
         budget: u64,
         pinned: Vec<String>,
@@ -97,8 +97,8 @@ impl Weights {
                 let started = Instant::now();
                 let load = || {
                     let pipeline = match loader.open_model(&entry, &device).map_err(|e| e.to_string())? {
-                        Opened::Whole(checkpoint) => Pipeline::load_at(&checkpoint, &device, precision),
-                        Opened::Part(parts) => Pipeline::load_partial(&parts, &device, precision),
+                        Opened::Whole(checkpoint) => Pipeline::load_at(&checkpoint, &device, compute_type),
+                        Opened::Part(parts) => Pipeline::load_partial(&parts, &device, compute_type),
                     };
                     let pipeline = pipeline.map_err(|e| e.to_string())?.with_limits(limits.clone());
                     Ok(match loader.embeddings() {

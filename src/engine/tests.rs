@@ -49,10 +49,11 @@ impl Sources for NoSources {
 
 fn options() -> EngineOptions {
     EngineOptions {
-        devices: vec!["cpu".into()],
-        precision: Precision::Full,
+        devices: vec![DeviceName::Cpu],
+        compute_type: darkroom_models::ComputeType::Full,
         limits: Limits::default(),
         memory_budget: 4 << 30,
+        vram_limit: 0,
         max_batch: 8,
         pinned: Vec::new(),
         prompt_cache_bytes: 1 << 20,
@@ -293,7 +294,7 @@ async fn a_spoiled_picture_fails_alone() {
 #[tokio::test]
 async fn two_devices_serve_one_queue() {
     let (engine, mut events, metrics) =
-        start(EngineOptions { devices: vec!["cpu".into(), "cpu".into()], max_batch: 1, ..options() });
+        start(EngineOptions { devices: vec![DeviceName::Cpu; 2], max_batch: 1, ..options() });
     let jobs: Vec<Job> = (0..6).map(|i| job(spec("1girl", 64, 3, i), Priority::Standard)).collect();
     engine.submit(jobs);
     assert_eq!(drawn(&mut events, 6).await.len(), 6);

@@ -71,7 +71,7 @@ struct ReadyBody {
     responses((status = 200, body = HealthBody, description = "It lives"))
 )]
 async fn health(State(app): State<App>) -> Json<HealthBody> {
-    let device = app.config.engine.devices.first().cloned().unwrap_or_default();
+    let device = app.service.devices().first().map(|device| device.name.to_string()).unwrap_or_default();
     Json(HealthBody {
         status: "ok",
         version: env!("CARGO_PKG_VERSION"),

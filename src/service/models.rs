@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{Service, ServiceError};
 pub use crate::catalog::Defaults as ModelDefaults;
 use crate::catalog::{AuxiliaryKind, Catalog, Entry};
-use crate::engine::{self, Engine, ModelError};
+use crate::engine::{self, Engine, ModelError, OpenDevice};
 
 /// A model as clients see it.
 #[derive(Debug, Clone, PartialEq)]
@@ -56,6 +56,11 @@ impl Service {
     /// Which models there are.
     pub fn catalog(&self) -> &Arc<Catalog> {
         &self.0.catalog
+    }
+
+    /// What pictures are drawn on.
+    pub fn devices(&self) -> &[OpenDevice] {
+        self.0.engine.devices()
     }
 
     /// Every model: on disk and built in. Looks at the disk.

@@ -325,13 +325,12 @@ pub fn engine_options(config: &Config) -> EngineOptions {
     let preview_every =
         (engine.previews_per_second > 0.0).then(|| Duration::from_secs_f64(1.0 / engine.previews_per_second));
     EngineOptions {
-        devices: engine.devices.clone(),
-        precision: match engine.precision {
-            PrecisionConfig::Full => darkroom_models::Precision::Full,
-            PrecisionConfig::Bf16 => darkroom_models::Precision::Bf16,
-        },
+        // Checked when the configuration was read.
+        devices: engine.devices.iter().filter_map(|name| name.parse().ok()).collect(),
+        compute_type: engine.precision.into(),
         limits: request_limits(&config.limits),
         memory_budget: if engine.memory_budget > 0 { engine.memory_budget } else { default_budget() },
+        vram_limit: engine.vram_limit,
         max_batch: engine.max_batch.max(1),
         prompt_cache_bytes: engine.prompt_cache_bytes,
         pinned: engine.pin.clone(),

@@ -1,10 +1,13 @@
 //! Cards: which there are, opening one, streams beside its first, memory.
 
+use std::sync::{Mutex, PoisonError};
+
 use candle_core::backend::BackendDevice;
+use candle_core::cuda_backend::DeviceId;
 use candle_core::cuda_backend::WrapErr;
 use candle_core::{CudaDevice, Device, Result, Tensor};
 use cudarc::driver::sys::{self, CUmemPool_attribute};
-use cudarc::driver::{CudaContext, DriverError, result};
+use cudarc::driver::{CudaContext, CudaEvent, DriverError, result};
 use cudarc::{cublaslt, nvrtc};
 
 use crate::device::{Card, DeviceError, Library};
@@ -87,12 +90,34 @@ fn pool(device: &CudaDevice) -> std::result::Result<sys::CUmemoryPool, DriverErr
     Ok(pool)
 }
 
+/// One for each device, made when it is first asked for: every one has library handles of its own.
 pub(crate) fn beside(device: &CudaDevice) -> Result<Device> {
+    static BESIDE: Mutex<Vec<(DeviceId, Device)>> = Mutex::new(Vec::new());
+    let mut known = BESIDE.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, beside)) = known.iter().find(|(id, _)| *id == device.id()) {
+        return Ok(beside.clone());
+    }
     let ordinal = device.cuda_stream().context().ordinal();
     let beside = CudaDevice::new_with_stream(ordinal)?;
     // SAFETY: as in `open`.
     unsafe { beside.disable_event_tracking() };
-    Ok(Device::Cuda(beside))
+    let beside = Device::Cuda(beside);
+    known.push((device.id(), beside.clone()));
+    Ok(beside)
+}
+
+/// A point in a device's work.
+#[derive(Debug)]
+pub(crate) struct Mark(CudaEvent);
+
+pub(crate) fn mark(device: &CudaDevice) -> Result<Mark> {
+    Ok(Mark(device.cuda_stream().record_event(None).w()?))
+}
+
+impl Mark {
+    pub(crate) fn wait(&self) -> Result<()> {
+        self.0.synchronize().w()
+    }
 }
 
 pub(crate) fn moved(x: &Tensor, from: &CudaDevice, to: &CudaDevice) -> Result<Tensor> {

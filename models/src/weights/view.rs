@@ -113,7 +113,6 @@ impl Source {
 
 struct Shared {
     origin: String,
-    device: Device,
     left: Mutex<BTreeMap<String, Source>>,
     /// What was taken, where it is wanted.
     kept: Mutex<Option<BTreeMap<String, KeptTensor>>>,
@@ -124,6 +123,8 @@ struct Shared {
 pub struct Weights {
     shared: Arc<Shared>,
     prefix: String,
+    /// Where tensors go.
+    device: Device,
     arithmetic: Arithmetic,
 }
 
@@ -146,8 +147,8 @@ impl Weights {
     }
 
     fn over(origin: String, left: BTreeMap<String, Source>, device: Device, arithmetic: Arithmetic) -> Self {
-        let shared = Shared { origin, device, left: Mutex::new(left), kept: Mutex::default() };
-        Self { shared: Arc::new(shared), prefix: String::new(), arithmetic }
+        let shared = Shared { origin, left: Mutex::new(left), kept: Mutex::default() };
+        Self { shared: Arc::new(shared), prefix: String::new(), device, arithmetic }
     }
 
     /// What a network took, to be taken once more.
@@ -167,7 +168,7 @@ impl Weights {
         let tensors = self.shared.kept.lock().unwrap_or_else(PoisonError::into_inner).take();
         Kept {
             origin: self.shared.origin.clone(),
-            device: self.shared.device.clone(),
+            device: self.device.clone(),
             arithmetic: self.arithmetic,
             tensors: tensors.unwrap_or_default(),
         }
@@ -192,7 +193,7 @@ impl Weights {
     pub fn scope(&self, segment: impl Display) -> Self {
         let prefix =
             if self.prefix.is_empty() { segment.to_string() } else { format!("{}.{segment}", self.prefix) };
-        Self { shared: self.shared.clone(), prefix, arithmetic: self.arithmetic }
+        Self { prefix, ..self.clone() }
     }
 
     /// The same view for a network that computes in `compute_type`, which may be asked for numbers as large as
@@ -200,6 +201,11 @@ impl Weights {
     pub fn computing(&self, compute_type: ComputeType, range: NumberRange) -> Self {
         let arithmetic = compute_type.on(self.device(), self.stored_type(), range);
         Self { arithmetic, ..self.clone() }
+    }
+
+    /// The same view for a network on another device than the file was opened for.
+    pub fn on(&self, device: &Device) -> Self {
+        Self { device: device.clone(), ..self.clone() }
     }
 
     /// The same view for layers whose products are not rounded.
@@ -342,7 +348,7 @@ impl Weights {
         if stored.shape().as_deref() != Some(shape) {
             return Err(mismatch(&stored, info, shape));
         }
-        let tensor = convert(stored.read(info, shape, &self.shared.device)?)?;
+        let tensor = convert(stored.read(info, shape, &self.device)?)?;
         self.note(name, &tensor, KeptOrder::Canonical);
         Ok(tensor)
     }
@@ -372,14 +378,8 @@ impl Weights {
         let [out, inputs, height, width] = shape;
         let order = Order::ChannelsLast { inputs, taps: height * width };
         let target = [out, height, width, inputs];
-        let tensor = self.converted(stored.file.read(
-            &stored.name,
-            info,
-            None,
-            order,
-            &target,
-            &self.shared.device,
-        )?)?;
+        let tensor =
+            self.converted(stored.file.read(&stored.name, info, None, order, &target, &self.device)?)?;
         self.note(name, &tensor, KeptOrder::ChannelsLast);
         Ok(tensor)
     }
@@ -403,7 +403,7 @@ impl Weights {
 
     /// Where this view's tensors go.
     pub fn device(&self) -> &Device {
-        &self.shared.device
+        &self.device
     }
 
     /// The layer whose tensors are in this scope: what adapters call it.

@@ -9,10 +9,19 @@ use crate::picture::Picture;
 use crate::request::PIXELS_PER_CELL;
 
 impl Pipeline {
+    /// A latent where [`Pipeline::decode`] wants it. On a GPU that is another stream: handed over as soon as it is
+    /// finished, it is decoded beside the steps that come after and waits for none of them.
+    ///
+    /// # Errors
+    /// When there is no memory for it.
+    pub fn to_decoder(&self, latent: &Tensor) -> Result<Tensor, PipelineError> {
+        Ok(darkroom_models::device::moved(latent, &self.vae_device)?)
+    }
+
     /// The picture of a latent, `[4, h, w]` in VAE units. `tiling`: in which tiles; `None`: in one piece, or by tiles
     /// where that would not fit.
     pub fn decode_latent(&self, latent: &Tensor, tiling: Option<Tiling>) -> Result<Picture, PipelineError> {
-        let latent = latent.to_device(&self.device)?.unsqueeze(0)?;
+        let latent = self.to_decoder(latent)?.unsqueeze(0)?;
         let (_, _, height, width) = latent.dims4()?;
         let vae = self.vae()?;
         let tiling = tiling.unwrap_or_else(|| vae.decode_tiling(height, width, self.activation_budget));
@@ -30,7 +39,7 @@ impl Pipeline {
                 format!("of {width}x{height} are too small: each side needs {PIXELS_PER_CELL} at least");
             return Err(PipelineError::Request { field: "pixels", message });
         }
-        let pixels = picture.cropped_to_multiple(PIXELS_PER_CELL).to_tensor(&self.device)?;
+        let pixels = picture.cropped_to_multiple(PIXELS_PER_CELL).to_tensor(&self.vae_device)?;
         let vae = self.vae()?;
         let tiling = tiling.unwrap_or_else(|| vae.encode_tiling(height, width, self.activation_budget));
         Ok(vae.encode_with(&pixels, tiling)?.get(0)?.to_device(&Device::Cpu)?)

@@ -3,6 +3,7 @@
 //! (`step`).
 
 mod lend;
+mod pace;
 mod start;
 mod step;
 
@@ -13,8 +14,8 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use candle_core::Device;
 use darkroom_pipelines::{LatentPreview, Pipeline, Sample, Source};
+use pace::Pace;
 
 use super::borrow::Lending;
 use super::companions::Companions;
@@ -74,6 +75,7 @@ struct DeviceThread {
     /// Who waits for weights.
     lending: Vec<Lending>,
     evictions_counted: u64,
+    pace: Pace,
 }
 
 /// Starts the thread of device number `index`.
@@ -82,13 +84,13 @@ pub(super) fn spawn(shared: &Arc<Shared>, index: usize) -> std::io::Result<JoinH
         let shared = Arc::clone(shared);
         move || shared.wake()
     };
-    let options = &shared.options;
+    let (options, opened) = (&shared.options, shared.devices[index].clone());
     let weights = Weights::new(
         Arc::clone(&shared.catalog),
-        Device::Cpu,
-        options.precision,
+        opened.device.clone(),
+        options.compute_type,
         options.limits.clone(),
-        options.memory_budget,
+        opened.budget,
         options.pinned.clone(),
         waker(),
     )?;
@@ -111,6 +113,7 @@ pub(super) fn spawn(shared: &Arc<Shared>, index: usize) -> std::io::Result<JoinH
         loading: Vec::new(),
         lending: Vec::new(),
         evictions_counted: 0,
+        pace: Pace::new(opened.device),
     };
     thread::Builder::new().name(format!("darkroom-device-{index}")).spawn(move || {
         while std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| device.run())).is_err() {
@@ -183,7 +186,7 @@ impl DeviceThread {
         let arrived = self.companions.arrivals(Instant::now());
         let weights = &self.weights;
         self.companions.keep_models(|model| weights.get(model).is_some());
-        let budget = self.shared.options.memory_budget.saturating_sub(self.weights.bytes());
+        let budget = self.budget().saturating_sub(self.weights.bytes());
         self.companions.shrink(budget);
         self.weights.beside = self.companions.bytes();
         if !arrived {
@@ -361,6 +364,11 @@ impl DeviceThread {
         self.active.iter().enumerate().filter(move |(_, active)| stepping(active)).map(|(i, _)| i)
     }
 
+    /// Bytes for weights and activations.
+    fn budget(&self) -> u64 {
+        self.shared.devices[self.index].budget
+    }
+
     /// How many pictures of a shape fit into memory beside the weights.
     fn places(&self, key: &BatchKey) -> Places {
         let Some(resident) = self.weights.get(&key.model) else {
@@ -368,7 +376,7 @@ impl DeviceThread {
         };
         let each = sample_bytes(&resident.pipeline, key).saturating_add(self.control_bytes(key)).max(1);
         let taken = self.weights.bytes() + self.companions.bytes();
-        let room = self.shared.options.memory_budget.saturating_sub(taken);
+        let room = self.budget().saturating_sub(taken);
         let cap = self.caps.get(key).copied().unwrap_or(usize::MAX);
         Places::Ready(((room / each) as usize).min(self.shared.options.max_batch).min(cap).max(1))
     }
@@ -389,7 +397,7 @@ impl DeviceThread {
             state.resident = self.weights.resident();
         }
         let metrics = &self.shared.metrics;
-        let device = ByDevice { device: self.shared.options.devices[self.index].clone() };
+        let device = ByDevice { device: self.shared.devices[self.index].name.to_string() };
         metrics
             .resident_bytes
             .get_or_create(&device)

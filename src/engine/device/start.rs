@@ -94,13 +94,13 @@ impl DeviceThread {
         for mut active in starting {
             let key = &active.ticket.key;
             let needs = self.weights.get(model).map_or(0, |r| r.entry.bytes) + sample_bytes(pipeline, key);
-            if needs > self.shared.options.memory_budget {
+            if needs > self.budget() {
                 let message = format!(
                     "{} x {} pixels with '{model}' take {} MiB; the memory budget is {} MiB",
                     key.width,
                     key.height,
                     needs >> 20,
-                    self.shared.options.memory_budget >> 20
+                    self.budget() >> 20
                 );
                 self.fail(active, TaskError { kind: TaskErrorKind::OutOfMemory, message });
                 continue;

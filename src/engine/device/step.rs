@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use darkroom_models::device;
 use darkroom_pipelines::{LatentPreview, LoraSet, Pipeline, Sample};
 
 use super::{Active, DeviceThread, Finished, Phase};
@@ -48,7 +49,14 @@ impl DeviceThread {
             }
             let step = std::panic::AssertUnwindSafe(|| pipeline.step(part));
             match std::panic::catch_unwind(step) {
-                Ok(result) => result.map_err(|error| error.to_string()),
+                Ok(Err(error)) => {
+                    // What is left over from other shapes makes room for a smaller batch.
+                    if error.is_out_of_memory() {
+                        device::trim(pipeline.device());
+                    }
+                    Err(error.to_string())
+                }
+                Ok(Ok(())) => Ok(()),
                 Err(_) => {
                     // How far each sample got is not known, so none is tried again.
                     panicked = true;
@@ -56,6 +64,7 @@ impl DeviceThread {
                 }
             }
         });
+        self.pace.keep();
         let elapsed = started.elapsed();
         let now = Instant::now();
         if outcome.largest > 0 && outcome.largest < indices.len() && outcome.failed.is_empty() {
@@ -136,7 +145,7 @@ impl DeviceThread {
             return;
         };
         let taken = self.weights.bytes() + self.companions.bytes();
-        let room = self.shared.options.memory_budget.saturating_sub(taken);
+        let room = self.budget().saturating_sub(taken);
         if steps_left < WORTH_MERGING || pipeline.merged_bytes(&set, ROUNDING) > room / 2 {
             return;
         }
@@ -164,10 +173,19 @@ impl DeviceThread {
                 continue;
             };
             let latent = match (sample.is_broken(), sample.latent()) {
-                (Ok(false), Some(latent)) => latent.clone(),
+                (Ok(false), Some(latent)) => pipeline.to_decoder(latent),
+                (Err(error), _) => Err(error),
                 _ => {
                     let message = no_numbers(&active.ticket.job.content);
                     self.fail(active, TaskError { kind: TaskErrorKind::InvalidRequest, message });
+                    continue;
+                }
+            };
+            let latent = match latent {
+                Ok(latent) => latent,
+                Err(error) => {
+                    let message = format!("finishing the latent: {error}");
+                    self.fail(active, TaskError { kind: TaskErrorKind::Internal, message });
                     continue;
                 }
             };

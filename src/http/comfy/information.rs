@@ -6,11 +6,13 @@ use std::path::Path;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
+use darkroom_models::device::DeviceName;
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{ComfyParts, frontend, json as json_answer, json_text};
 use crate::config::ComfyConfig;
+use crate::engine::OpenDevice;
 use crate::http::app::App;
 use crate::http::error::ApiError;
 use crate::http::extract::Name;
@@ -127,23 +129,8 @@ fn in_order(info: Value) -> Ordered {
 )]
 pub(super) async fn system(State(app): State<App>) -> Result<Response, ApiError> {
     let memory = Memory::of(&tokio::fs::read_to_string("/proc/meminfo").await.unwrap_or_default());
-    let devices: Vec<Value> = app
-        .config
-        .engine
-        .devices
-        .iter()
-        .map(|name| {
-            json!({
-                "name": name,
-                "type": name,
-                "index": null,
-                "vram_total": memory.total,
-                "vram_free": memory.free,
-                "torch_vram_total": memory.total,
-                "torch_vram_free": memory.free,
-            })
-        })
-        .collect();
+    let devices: Vec<Value> =
+        app.service.devices().iter().map(|device| device_json(device, &memory)).collect();
     Ok(json_answer(&json!({
         "system": {
             // Python's `os.name`.
@@ -162,6 +149,27 @@ pub(super) async fn system(State(app): State<App>) -> Result<Response, ApiError>
         },
         "devices": devices,
     })))
+}
+
+/// A device as torch names it, with the card's memory or the machine's.
+fn device_json(device: &OpenDevice, machine: &Memory) -> Value {
+    let (free, total) = device.memory().unwrap_or((machine.free, machine.total));
+    let (name, kind, index) = match device.name {
+        DeviceName::Cuda(number) => {
+            let card = device.card.as_deref().unwrap_or("CUDA");
+            (format!("cuda:{number} {card}"), "cuda", json!(number))
+        }
+        _ => ("cpu".to_owned(), "cpu", Value::Null),
+    };
+    json!({
+        "name": name,
+        "type": kind,
+        "index": index,
+        "vram_total": total,
+        "vram_free": free,
+        "torch_vram_total": total,
+        "torch_vram_free": free,
+    })
 }
 
 /// Bytes; 0 where the system does not say.

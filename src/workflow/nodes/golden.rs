@@ -118,10 +118,11 @@ impl Bench {
         let catalog = Arc::new(Catalog::open(Some(models.path()), None).unwrap());
         let metrics = Arc::new(Metrics::default());
         let options = EngineOptions {
-            devices: vec!["cpu".into()],
-            precision: Precision::Full,
+            devices: vec![DeviceName::Cpu],
+            compute_type: darkroom_models::ComputeType::Full,
             limits: Limits::default(),
             memory_budget: 4 << 30,
+            vram_limit: 0,
             max_batch: 16,
             pinned: Vec::new(),
             prompt_cache_bytes: 1 << 20,

@@ -52,10 +52,11 @@ struct Place {
 impl Place {
     fn new() -> Self {
         let options = EngineOptions {
-            devices: vec!["cpu".into()],
-            precision: Precision::Full,
+            devices: vec![DeviceName::Cpu],
+            compute_type: darkroom_models::ComputeType::Full,
             limits: Limits::default(),
             memory_budget: 1 << 30,
+            vram_limit: 0,
             max_batch: 1,
             pinned: Vec::new(),
             prompt_cache_bytes: 1 << 20,
