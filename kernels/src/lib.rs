@@ -27,6 +27,7 @@ mod layer_norm;
 mod linear;
 mod precision;
 pub mod reference;
+mod replay;
 mod upsample;
 
 pub use activation::{Activation, activate};
@@ -41,4 +42,5 @@ pub use group_norm::group_norm;
 pub use layer_norm::layer_norm;
 pub use linear::{linear, linear_at};
 pub use precision::{Precision, bf16_is_accelerated};
+pub use replay::Replays;
 pub use upsample::upsample_nearest_2x;

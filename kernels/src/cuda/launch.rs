@@ -142,3 +142,10 @@ macro_rules! push {
     ($launch:ident) => {};
 }
 pub(crate) use push;
+
+/// Copies `bytes` from one address to another in `stream`.
+pub(crate) fn copy(from: u64, to: u64, bytes: usize, stream: &cudarc::driver::CudaStream) -> Result<()> {
+    // SAFETY: the caller gives addresses of that many bytes, which live until the stream is done with them.
+    unsafe { cudarc::driver::result::memcpy_dtod_async(to, from, bytes, stream.cu_stream()) }
+        .map_err(Error::wrap)
+}

@@ -6,6 +6,7 @@
 
 pub(crate) mod compile;
 pub(crate) mod device;
+pub(crate) mod graph;
 pub(crate) mod launch;
 pub(crate) mod pointwise;
 
