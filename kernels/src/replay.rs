@@ -7,7 +7,9 @@ use std::hash::Hash;
 #[cfg(feature = "cuda")]
 use std::sync::{Mutex, PoisonError};
 
-use candle_core::{DType, Result, Tensor};
+#[cfg(feature = "cuda")]
+use candle_core::DType;
+use candle_core::{Result, Tensor};
 
 /// What is kept of one computation for each `K`, beside the shapes of its inputs: whatever it bakes into its kernels.
 pub struct Replays<K> {
@@ -24,6 +26,7 @@ impl<K> std::fmt::Debug for Replays<K> {
 }
 
 /// The shape and type of each input.
+#[cfg(feature = "cuda")]
 type Shapes = Vec<(Vec<usize>, DType)>;
 
 #[cfg(feature = "cuda")]

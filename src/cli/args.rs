@@ -65,6 +65,8 @@ pub(super) enum Command {
     Serve(Box<ServeArgs>),
     /// Print the configuration that `serve` would run with, as a file for --config
     Config(ConfigArgs),
+    /// Say which devices and libraries there are, what would be used, and whether a test picture comes out right
+    Doctor(DoctorArgs),
     /// Ask a running server whether it is well: exit status 0 if it is, else 1
     Health(HealthArgs),
     /// Compare Darkroom with another server that speaks ComfyUI's API: speed, overhead, pictures
@@ -271,6 +273,17 @@ impl From<PrecisionArg> for ComputeType {
             PrecisionArg::F16 => Self::F16,
         }
     }
+}
+
+/// Flags of `darkroom doctor`.
+#[derive(Debug, Args)]
+pub(super) struct DoctorArgs {
+    /// The device to test: `auto` (the first GPU that answers, or else the CPU), `cpu`, `cuda:0`, `cuda:1`, …
+    #[arg(long, value_name = "DEVICE", default_value_t = DeviceName::Auto)]
+    pub(super) device: DeviceName,
+    /// Print the findings as JSON
+    #[arg(long)]
+    pub(super) json: bool,
 }
 
 /// Flags of `darkroom serve`.

@@ -1,9 +1,10 @@
-//! The command line: `generate`, `pack`, `run`, `preprocess`, `inspect`, `config`, `health`, `keys`. Each command is one
+//! The command line: `generate`, `pack`, `run`, `preprocess`, `inspect`, `config`, `doctor`, `health`, `keys`. Each command is one
 //! file; `run.rs` alone talks to networks (`run_workflow` through the engine), so that a server can take its place.
 
 mod args;
 mod bench;
 mod config;
+mod doctor;
 mod error;
 mod generate;
 mod guide;
@@ -45,6 +46,7 @@ pub fn main() -> ExitCode {
         Command::Inspect(args) => inspect::run(args),
         Command::Serve(args) => serve::run(args, cli.verbose, cli.quiet),
         Command::Config(args) => config::run(args),
+        Command::Doctor(args) => doctor::run(args),
         Command::Health(args) => health::run(args),
         Command::Bench(args) => bench::run(args, cli.quiet),
         Command::Keys(args) => keys::run(args),

@@ -46,13 +46,15 @@ pub struct Checked {
 }
 
 impl Checked {
-    /// Ids of the nodes that the outputs need, themselves included.
+    /// Ids of the nodes that the outputs need, themselves included. An input that its node does not know is not checked,
+    /// and may name a node that is not there.
     pub fn needed(&self) -> HashSet<&str> {
         let mut needed = HashSet::new();
         let mut stack: Vec<&str> = self.outputs.iter().map(String::as_str).collect();
         while let Some(id) = stack.pop() {
+            let Some(inputs) = self.graph.inputs(id) else { continue };
             if needed.insert(id) {
-                let inputs = self.graph.inputs(id).into_iter().flatten();
+                let inputs = inputs.into_iter();
                 stack.extend(inputs.filter_map(|(_, value)| link(value)).map(|link| link.node));
             }
         }
