@@ -170,10 +170,12 @@ impl Drop for Program {
 }
 
 fn compile(source: Source, defines: &[String], arch: &str) -> std::result::Result<Vec<u8>, CompileError> {
-    let text = CString::new(format!("{PRELUDE}\n#line 1 \"{}.cu\"\n{}", source.name, source.text))
-        .map_err(failed)?;
-    let mut options = vec![format!("--gpu-architecture={arch}"), "--std=c++17".into(), "--fmad=true".into()];
-    options.extend(defines.iter().map(|define| format!("-D{define}")));
+    // Not as options: a `T` of the command line would be one in the prelude's and the compiler's own templates too.
+    let defined: String =
+        defines.iter().map(|define| format!("#define {}\n", define.replacen('=', " ", 1))).collect();
+    let text = format!("{PRELUDE}\n{defined}#line 1 \"{}.cu\"\n{}", source.name, source.text);
+    let text = CString::new(text).map_err(failed)?;
+    let options = vec![format!("--gpu-architecture={arch}"), "--std=c++17".into(), "--fmad=true".into()];
     let program = Program(nvrtc::create_program(&text, Some(c"darkroom.cu")).map_err(failed)?);
     // SAFETY: the program is there until the end of this function.
     if let Err(error) = unsafe { nvrtc::compile_program(program.0, &options) } {
