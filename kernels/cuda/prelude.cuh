@@ -37,6 +37,13 @@ __device__ __forceinline__ u16 float_to_half_bits(float x) {
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x));
     return bits;
 }
+__device__ __forceinline__ u16 float_to_bf16_bits(float x) {
+    u16 bits;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+    return bits;
+}
+// x / (1 + e^y) within a few units in the last place; 0 where e^y is beyond the largest number.
+__device__ __forceinline__ float over_one_plus_exp(float x, float y) { return __fdividef(x, 1.0f + __expf(y)); }
 
 // 16 bytes from global to shared memory without going through registers; zeros if `valid` is not set. What was
 // started is a group after `copies_end_group`; `copies_wait<n>` returns when all but the last n groups have arrived,
@@ -84,6 +91,12 @@ __device__ __forceinline__ void multiply_add(float (&c)[4], const u32 (&a)[4], u
 
 #else
 #include "device.h"
+// Rounded to nearest, ties to even; what is not a number stays so.
+__device__ __forceinline__ u16 float_to_bf16_bits(float x) {
+    u32 bits = float_to_bits(x);
+    return x != x ? (u16)0x7fff : (u16)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+__device__ __forceinline__ float over_one_plus_exp(float x, float y) { return x / (1.0f + expf(y)); }
 #endif
 
 __device__ __forceinline__ float to_float(float x) { return x; }
@@ -92,10 +105,7 @@ __device__ __forceinline__ float to_float(f16 x) { return half_bits_to_float(x.b
 
 // Rounds to nearest, ties to even; what is not a number stays so.
 __device__ __forceinline__ void set(float &to, float x) { to = x; }
-__device__ __forceinline__ void set(bf16 &to, float x) {
-    u32 bits = float_to_bits(x);
-    to.bits = x != x ? (u16)0x7fff : (u16)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
+__device__ __forceinline__ void set(bf16 &to, float x) { to.bits = float_to_bf16_bits(x); }
 __device__ __forceinline__ void set(f16 &to, float x) { to.bits = float_to_half_bits(x); }
 // Beyond 448, the largest, it saturates, as cuBLAS and PyTorch's scaled products have it.
 __device__ __forceinline__ void set(e4m3 &to, float x) {
@@ -148,9 +158,9 @@ __device__ __forceinline__ float block_sum(float x, float *scratch) {
 enum { IDENTITY = 0, SILU = 1, GELU = 2, QUICK_GELU = 3 };
 __device__ __forceinline__ float activated(float x, int activation) {
     switch (activation) {
-    case SILU: return x / (1.0f + expf(-x));
+    case SILU: return over_one_plus_exp(x, -x);
     case GELU: return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f));
-    case QUICK_GELU: return x / (1.0f + expf(-1.702f * x));
+    case QUICK_GELU: return over_one_plus_exp(x, -1.702f * x);
     default: return x;
     }
 }
