@@ -30,6 +30,11 @@ pub fn add_to_rows(target: &Tensor, first: usize, source: &Tensor) -> Result<()>
     if source.elem_count() == 0 {
         return Ok(());
     }
+    #[cfg(feature = "cuda")]
+    if crate::cuda::launch::takes(target) {
+        let start = first * width.iter().product::<usize>();
+        return crate::cuda::pointwise::add_in_place(target, start, source);
+    }
     let source = source.contiguous()?;
     if crate::cpu::tensors::takes_activation(target) {
         return target.inplace_op2(&source, &AddRows { start: first * width.iter().product::<usize>() });

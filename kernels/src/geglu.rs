@@ -14,6 +14,10 @@ pub fn geglu(x: &Tensor) -> Result<Tensor> {
     if x.elem_count() == 0 || !x.dim(D::Minus1)?.is_multiple_of(2) {
         bail!("geglu: x {:?} does not split into values and gates", x.shape());
     }
+    #[cfg(feature = "cuda")]
+    if crate::cuda::launch::takes(x) {
+        return crate::cuda::pointwise::geglu(x);
+    }
     if !tensors::takes_activation(x) {
         return reference::geglu(x);
     }

@@ -5,7 +5,9 @@ use candle_core::{D, Result, Tensor, bail};
 use crate::cpu::isa::Isa;
 use crate::cpu::norm::{self, Groups};
 use crate::cpu::tensors;
-use crate::{Activation, reference};
+#[cfg(feature = "cuda")]
+use crate::cuda;
+use crate::{Activation, add_row_shift, reference};
 
 /// Normalises each of `groups` channel groups of each batch row over all positions, scales and shifts by
 /// `weight`, `bias: [c]`, then applies `activation`. `x: [b, h, w, c]` or `[b, n, c]`; statistics in at least
@@ -21,6 +23,48 @@ pub fn group_norm(
     eps: f64,
     activation: Activation,
 ) -> Result<Tensor> {
+    check(x, groups, weight, bias)?;
+    #[cfg(feature = "cuda")]
+    if cuda::group_norm::takes(x) {
+        return cuda::group_norm::group_norm(x, None, groups, weight, bias, eps, activation);
+    }
+    if !tensors::takes_activation(x) {
+        return reference::group_norm(x, groups, weight, bias, eps, activation);
+    }
+    on_cpu(Isa::detect(), x, groups, weight, bias, eps, activation)
+}
+
+/// [`group_norm`] of `x` with `shift: [b, c]` added to all positions of its row, as residual blocks have it of their
+/// time embedding. On CUDA the sum is never written, nor rounded to the type of `x`.
+///
+/// # Errors
+/// As [`group_norm`], and when `shift` does not fit.
+pub fn group_norm_shifted(
+    x: &Tensor,
+    shift: &Tensor,
+    groups: usize,
+    weight: &Tensor,
+    bias: &Tensor,
+    eps: f64,
+    activation: Activation,
+) -> Result<Tensor> {
+    check(x, groups, weight, bias)?;
+    if shift.dims() != [x.dim(0)?, x.dim(D::Minus1)?] {
+        bail!(
+            "group_norm: shift {:?} is not one of each row and channel of x {:?}",
+            shift.shape(),
+            x.shape()
+        );
+    }
+    #[cfg(feature = "cuda")]
+    if cuda::group_norm::takes(x) {
+        return cuda::group_norm::group_norm(x, Some(shift), groups, weight, bias, eps, activation);
+    }
+    let shifted = add_row_shift(x, &shift.to_dtype(x.dtype())?)?;
+    group_norm(&shifted, groups, weight, bias, eps, activation)
+}
+
+fn check(x: &Tensor, groups: usize, weight: &Tensor, bias: &Tensor) -> Result<()> {
     let c = x.dim(D::Minus1)?;
     if x.rank() < 2 || x.elem_count() == 0 {
         bail!("group_norm: x {:?} is not a batch of positions", x.shape());
@@ -33,10 +77,7 @@ pub fn group_norm(
             x.shape()
         );
     }
-    if !tensors::takes_activation(x) {
-        return reference::group_norm(x, groups, weight, bias, eps, activation);
-    }
-    on_cpu(Isa::detect(), x, groups, weight, bias, eps, activation)
+    Ok(())
 }
 
 fn on_cpu(

@@ -13,9 +13,11 @@
 //! - Convolution weights are `[out, kernel_h, kernel_w, in]`, linear weights `[out, in]`.
 
 mod activation;
+mod add;
 mod add_linear;
 mod add_rows;
 mod attention;
+mod concat;
 mod conv2d;
 mod cpu;
 #[cfg(feature = "cuda")]
@@ -28,19 +30,26 @@ mod linear;
 mod precision;
 pub mod reference;
 mod replay;
+mod rgb;
+pub mod sampling;
+mod sinusoid;
 mod upsample;
 
 pub use activation::{Activation, activate};
+pub use add::{add, add_row_shift};
 pub use add_linear::add_linear_to_rows;
 pub use add_rows::add_to_rows;
 pub use attention::{AttentionMask, attention};
 pub use candle_core::{Error, Result};
+pub use concat::concat_channels;
 pub use conv2d::{Conv2dGeometry, Padding, conv2d, conv2d_at};
 pub use device::multiplies_bf16;
 pub use geglu::geglu;
-pub use group_norm::group_norm;
-pub use layer_norm::layer_norm;
+pub use group_norm::{group_norm, group_norm_shifted};
+pub use layer_norm::{add_layer_norm, layer_norm};
 pub use linear::{linear, linear_at};
 pub use precision::{Precision, bf16_is_accelerated};
 pub use replay::Replays;
+pub use rgb::to_rgb8;
+pub use sinusoid::sinusoid;
 pub use upsample::upsample_nearest_2x;

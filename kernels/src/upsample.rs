@@ -14,6 +14,10 @@ pub fn upsample_nearest_2x(x: &Tensor) -> Result<Tensor> {
     if x.elem_count() == 0 {
         bail!("upsample_nearest_2x: x {:?} is empty", x.shape());
     }
+    #[cfg(feature = "cuda")]
+    if crate::cuda::launch::takes(x) {
+        return crate::cuda::pointwise::upsample_nearest_2x(x);
+    }
     if !tensors::takes_activation(x) {
         return reference::upsample_nearest_2x(x);
     }

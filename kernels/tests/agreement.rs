@@ -3,10 +3,11 @@
 
 mod support;
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 use darkroom_kernels::{
-    Activation, AttentionMask, Conv2dGeometry, Padding, activate, attention, conv2d, geglu, group_norm,
-    layer_norm, linear, reference, upsample_nearest_2x,
+    Activation, AttentionMask, Conv2dGeometry, Padding, activate, add, add_layer_norm, add_row_shift,
+    attention, concat_channels, conv2d, geglu, group_norm, group_norm_shifted, layer_norm, linear, reference,
+    sampling, sinusoid, to_rgb8, upsample_nearest_2x,
 };
 use proptest::prelude::*;
 use support::random;
@@ -150,6 +151,94 @@ proptest! {
     }
 
     #[test]
+    fn a_shifted_group_norm_equals_its_reference(
+        seed: u64, batch in 1usize..3, positions in 4usize..80, groups in 1usize..6, width in 1usize..24,
+        stride: bool, silu: bool,
+    ) {
+        let channels = groups * width;
+        let x = maybe_strided(random(seed, &[batch, positions, channels]), stride);
+        let shift = maybe_strided(random(seed ^ 3, &[batch, channels]), stride);
+        let (weight, bias) = (random(seed ^ 1, &[channels]), random(seed ^ 2, &[channels]));
+        let activation = if silu { Activation::Silu } else { Activation::Identity };
+        assert_close(
+            &group_norm_shifted(&x, &shift, groups, &weight, &bias, 1e-3, activation),
+            &reference::group_norm_shifted(&x, &shift, groups, &weight, &bias, 1e-3, activation),
+        );
+    }
+
+    #[test]
+    fn a_sum_and_its_layer_norm_equal_their_reference(
+        seed: u64, rows in size(60), width in size(700), stride: bool,
+    ) {
+        let x = maybe_strided(random(seed, &[rows, width]), stride);
+        let residual = maybe_strided(random(seed ^ 3, &[rows, width]), stride);
+        let (weight, bias) = (random(seed ^ 1, &[width]), random(seed ^ 2, &[width]));
+        let (sum, normed) = add_layer_norm(&x, &residual, &weight, &bias, 1e-5).unwrap();
+        let plain = (&x + &residual).unwrap();
+        assert_close(&Ok(normed), &reference::layer_norm(&plain, &weight, &bias, 1e-5));
+        assert_close(&Ok(sum), &Ok(plain));
+    }
+
+    #[test]
+    fn sums_shifts_and_joins_are_what_their_elements_say(
+        seed: u64, rows in 1usize..4, positions in 1usize..9, c in size(40), more in size(40), stride: bool,
+    ) {
+        let x = maybe_strided(random(seed, &[rows, positions, c]), stride);
+        let y = maybe_strided(random(seed ^ 1, &[rows, positions, c]), stride);
+        let other = maybe_strided(random(seed ^ 2, &[rows, positions, more]), stride);
+        let shift = maybe_strided(random(seed ^ 3, &[rows, c]), stride);
+        let at = |t: &Tensor| t.to_vec3::<f32>().unwrap();
+        let (sum, shifted) = (at(&add(&x, &y).unwrap()), at(&add_row_shift(&x, &shift).unwrap()));
+        let joined = at(&concat_channels(&x, &other).unwrap());
+        let (x, y, other, shift) = (at(&x), at(&y), at(&other), shift.to_vec2::<f32>().unwrap());
+        for row in 0..rows {
+            for position in 0..positions {
+                let join = [x[row][position].as_slice(), &other[row][position]].concat();
+                prop_assert_eq!(&joined[row][position], &join);
+                for i in 0..c {
+                    let here = x[row][position][i];
+                    prop_assert_eq!(sum[row][position][i], here + y[row][position][i]);
+                    prop_assert_eq!(shifted[row][position][i], here + shift[row][i]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn arithmetic_of_sampling_is_that_of_its_formulas_to_the_bit(
+        seed: u64, n in 1usize..5, c in 1usize..5, h in 1usize..7, w in 1usize..7, scale in -3f64..9.0,
+    ) {
+        let latents: Vec<Tensor> = (0..n as u64).map(|i| random(seed ^ i, &[c, h, w])).collect();
+        let flat = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let factor = scale as f32;
+        let other = random(seed ^ 50, &[c, h, w]);
+
+        let guided = flat(&sampling::guide(&latents[0], &other, scale).unwrap());
+        let summed = sampling::linear_combination(&[(&latents[0], 1.0), (&other, -scale), (&latents[n - 1], 0.5)]);
+        let summed = flat(&summed.unwrap());
+        let (one, two, last) = (flat(&latents[0]), flat(&other), flat(&latents[n - 1]));
+        for i in 0..one.len() {
+            prop_assert_eq!(guided[i], two[i] + (one[i] - two[i]) * factor);
+            prop_assert_eq!(summed[i], one[i] - two[i] * factor + last[i] * 0.5);
+        }
+
+        let scaled: Vec<_> = latents.iter().map(|latent| (latent, scale)).collect();
+        let batch = sampling::scale_latents(&scaled, DType::F32).unwrap();
+        prop_assert_eq!(batch.dims(), [n, h, w, c]);
+        let output = random(seed ^ 60, &[n, h, w, c]);
+        let rows: Vec<_> = latents.iter().map(|latent| (latent, 1.0, -scale)).collect();
+        let denoised = sampling::denoised_latents(&output, &rows).unwrap();
+        for (row, latent) in latents.iter().enumerate() {
+            let planar = |t: &Tensor| flat(&t.get(row).unwrap().permute((2, 0, 1)).unwrap());
+            let (batch, output, denoised) = (planar(&batch), planar(&output), flat(&denoised[row]));
+            for (i, latent) in flat(latent).into_iter().enumerate() {
+                prop_assert_eq!(batch[i], latent * factor);
+                prop_assert_eq!(denoised[i], latent - output[i] * factor);
+            }
+        }
+    }
+
+    #[test]
     fn layer_norm_equals_its_reference(
         seed: u64, rows in size(60), width in size(700), stride: bool, dtype in stored(),
     ) {
@@ -178,4 +267,32 @@ proptest! {
         let x = maybe_strided(random(seed, &[batch, h, w, c]), stride);
         assert_close(&upsample_nearest_2x(&x), &reference::upsample_nearest_2x(&x));
     }
+}
+
+#[test]
+fn a_factor_of_nothing_leaves_its_side_out() {
+    let (latent, output) = (random(1, &[4, 2, 3]), random(2, &[1, 2, 3, 4]));
+    let infinite = (&latent * f64::INFINITY).unwrap();
+    let only = sampling::denoised_latents(&output, &[(&infinite, 0.0, 1.0)]).unwrap();
+    let expected = output.get(0).unwrap().permute((2, 0, 1)).unwrap();
+    assert_eq!(only[0].to_vec3::<f32>().unwrap(), expected.to_vec3::<f32>().unwrap());
+}
+
+#[test]
+fn a_sinusoid_begins_with_the_number_itself_and_slows_down() {
+    let numbers = Tensor::from_slice(&[0f32, 500.0], 2, &Device::Cpu).unwrap();
+    let embedded = sinusoid(&numbers, 8).unwrap().to_vec2::<f32>().unwrap();
+    assert_eq!(embedded[0], [1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]);
+    for (i, frequency) in [1.0f32, 0.1, 0.01, 0.001].into_iter().enumerate() {
+        assert!((embedded[1][i] - (500.0 * frequency).cos()).abs() < 1e-4, "{i}");
+        assert!((embedded[1][4 + i] - (500.0 * frequency).sin()).abs() < 1e-4, "{i}");
+    }
+}
+
+#[test]
+fn bytes_are_cut_off_and_no_number_is_black() {
+    let values = [-1f32, 1.0, 0.0, 0.999, -7.0, 7.0, f32::NAN, f32::INFINITY, f32::NEG_INFINITY];
+    let x = Tensor::from_slice(&values, (1, 3, 3), &Device::Cpu).unwrap();
+    let bytes = to_rgb8(&x).unwrap().flatten_all().unwrap().to_vec1::<u8>().unwrap();
+    assert_eq!(bytes, [0, 255, 127, 254, 0, 255, 0, 255, 0]);
 }

@@ -3,8 +3,9 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 use darkroom_kernels::{
-    Activation, AttentionMask, Conv2dGeometry, Padding, activate, attention, conv2d, geglu, group_norm,
-    layer_norm, linear, upsample_nearest_2x,
+    Activation, AttentionMask, Conv2dGeometry, Padding, activate, add, add_layer_norm, add_row_shift,
+    attention, concat_channels, conv2d, geglu, group_norm, group_norm_shifted, layer_norm, linear, sampling,
+    sinusoid, to_rgb8, upsample_nearest_2x,
 };
 use proptest::prelude::*;
 
@@ -31,6 +32,16 @@ fn an_empty_batch_is_refused_by_name() {
     assert_refused(geglu(&zeros(&[0, 4])), "geglu");
     assert_refused(activate(&zeros(&[0, 4]), Activation::Silu), "activate");
     assert_refused(upsample_nearest_2x(&zeros(&[0, 2, 2, 4])), "upsample");
+    assert_refused(add(&zeros(&[0, 4]), &zeros(&[0, 4])), "add");
+    assert_refused(add_row_shift(&zeros(&[0, 3, 4]), &zeros(&[0, 4])), "add_row_shift");
+    assert_refused(concat_channels(&zeros(&[2, 0]), &zeros(&[2, 4])), "concat_channels");
+    assert_refused(sinusoid(&zeros(&[0]), 8), "sinusoid");
+    assert_refused(to_rgb8(&zeros(&[1, 0, 4, 3])), "to_rgb8");
+    assert_refused(sampling::guide(&zeros(&[0]), &zeros(&[0]), 2.0), "guide");
+    assert_refused(sampling::linear_combination(&[]), "linear_combination");
+    assert_refused(sampling::scale_latents(&[], DType::F32), "scale_latents");
+    let none = sampling::denoised_latents(&zeros(&[0, 2, 2, 4]), &[]).map(|mut rows| rows.remove(0));
+    assert_refused(none, "denoised_latents");
 }
 
 #[test]
@@ -43,6 +54,34 @@ fn shapes_that_do_not_fit_are_refused_by_name() {
     assert_refused(group_norm(&x, 2, &zeros(&[5]), &b, 1e-5, Activation::Silu), "group_norm");
     assert_refused(layer_norm(&x, &b, &zeros(&[3]), 1e-5), "layer_norm");
     assert_refused(geglu(&zeros(&[2, 3])), "geglu");
+    let shifted = |shift: &[usize]| group_norm_shifted(&x, &zeros(shift), 2, &b, &b, 1e-5, Activation::Silu);
+    assert_refused(shifted(&[2, 3]), "group_norm");
+    assert_refused(shifted(&[4]), "group_norm");
+    assert_refused(add_layer_norm(&x, &zeros(&[2, 3, 5]), &b, &b, 1e-5).map(|both| both.0), "add_layer_norm");
+    assert_refused(add(&x, &b), "add");
+    assert_refused(add(&x, &x.to_dtype(DType::F16).unwrap()), "add");
+    assert_refused(add_row_shift(&x, &zeros(&[3, 4])), "add_row_shift");
+    assert_refused(concat_channels(&x, &zeros(&[2, 4, 4])), "concat_channels");
+    assert_refused(sinusoid(&zeros(&[2]), 7), "sinusoid");
+    assert_refused(sinusoid(&zeros(&[2]), 0), "sinusoid");
+    assert_refused(sinusoid(&x, 8), "sinusoid");
+    assert_refused(to_rgb8(&x), "to_rgb8");
+}
+
+#[test]
+fn latents_that_do_not_fit_are_refused_by_name() {
+    let (x, y) = (zeros(&[4, 2, 2]), zeros(&[4, 2, 3]));
+    assert_refused(sampling::guide(&x, &y, 2.0), "guide");
+    assert_refused(sampling::linear_combination(&[(&x, 1.0), (&y, 2.0)]), "linear_combination");
+    assert_refused(sampling::scale_latents(&[(&x, 1.0), (&y, 2.0)], DType::F32), "scale_latents");
+    assert_refused(sampling::scale_latents(&[(&x, 1.0)], DType::U8), "scale_latents");
+    assert_refused(sampling::scale_latents(&[(&zeros(&[4, 4]), 1.0)], DType::F32), "scale_latents");
+    let half = x.to_dtype(DType::F16).unwrap();
+    assert_refused(sampling::scale_latents(&[(&half, 1.0)], DType::F16), "scale_latents");
+    for output in [&[1, 2, 3, 4][..], &[2, 2, 2, 4], &[2, 2, 4]] {
+        let denoised = sampling::denoised_latents(&zeros(output), &[(&x, 1.0, 1.0)]);
+        assert_refused(denoised.map(|mut rows| rows.remove(0)), "denoised_latents");
+    }
 }
 
 #[test]
@@ -85,5 +124,16 @@ proptest! {
         let _ = geglu(&x);
         let _ = activate(&x, Activation::QuickGelu);
         let _ = upsample_nearest_2x(&x);
+        let _ = group_norm_shifted(&x, &w, n, &bias, &bias, 1e-5, Activation::Silu);
+        let _ = add_layer_norm(&x, &w, &bias, &bias, 1e-5);
+        let _ = add(&x, &w);
+        let _ = add_row_shift(&x, &w);
+        let _ = concat_channels(&x, &w);
+        let _ = sinusoid(&x, n);
+        let _ = to_rgb8(&x);
+        let _ = sampling::guide(&x, &w, 2.0);
+        let _ = sampling::linear_combination(&[(&x, 1.0), (&w, 2.0)]);
+        let _ = sampling::scale_latents(&[(&x, 1.0), (&w, 2.0)], DType::F16);
+        let _ = sampling::denoised_latents(&x, &[(&w, 1.0, 2.0)]);
     }
 }

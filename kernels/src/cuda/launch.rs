@@ -23,6 +23,14 @@ impl Dense {
         if dense.address.is_multiple_of(ALIGNMENT) { Ok(dense) } else { Self::at(x.force_contiguous()?) }
     }
 
+    /// `x` itself, to be changed in place: its elements lie one after another, but may begin anywhere.
+    pub(crate) fn in_place(x: &Tensor) -> Result<Self> {
+        if !x.is_contiguous() {
+            bail!("{:?} cannot be changed in place: it is not contiguous", x.shape());
+        }
+        Self::at(x.clone())
+    }
+
     /// A new tensor whose elements are not set: the kernel that takes it must write all of them.
     pub(crate) fn unset(shape: impl Into<Shape>, dtype: DType, device: &Device) -> Result<Self> {
         // SAFETY: no reader comes before the kernel that writes: all work is in one stream.

@@ -6,8 +6,14 @@
 
 pub(crate) mod compile;
 pub(crate) mod device;
+pub(crate) mod embedding;
 pub(crate) mod graph;
+pub(crate) mod group_norm;
+pub(crate) mod image;
 pub(crate) mod launch;
+pub(crate) mod layer_norm;
+pub(crate) mod packs;
 pub(crate) mod pointwise;
+pub(crate) mod sampling;
 
 pub use compile::{CompileError, set_cache_folder};

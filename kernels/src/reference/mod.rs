@@ -2,7 +2,7 @@
 //!
 //! Property tests hold the fast paths to these; devices without a fast path run them.
 
-use candle_core::{D, DType, Result, Tensor};
+use candle_core::{D, DType, Result, Tensor, bail};
 
 use crate::{Activation, AttentionMask, Conv2dGeometry};
 
@@ -98,6 +98,29 @@ pub fn group_norm(
     activate(&y, activation)
 }
 
+/// Group normalisation of `x` with `shift: [b, c]` added to all positions.
+pub fn group_norm_shifted(
+    x: &Tensor,
+    shift: &Tensor,
+    groups: usize,
+    weight: &Tensor,
+    bias: &Tensor,
+    eps: f64,
+    activation: Activation,
+) -> Result<Tensor> {
+    group_norm(&add_row_shift(x, &shift.to_dtype(x.dtype())?)?, groups, weight, bias, eps, activation)
+}
+
+/// `x + shift` with `x: [b, .., c]` and `shift: [b, c]`.
+pub fn add_row_shift(x: &Tensor, shift: &Tensor) -> Result<Tensor> {
+    let mut dims = vec![1; x.rank()];
+    let (batch, channels) = shift.dims2()?;
+    if let [first, .., last] = dims.as_mut_slice() {
+        (*first, *last) = (batch, channels);
+    }
+    x.broadcast_add(&shift.reshape(dims)?)
+}
+
 /// Layer normalisation over the last dimension.
 pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
     let dtype = x.dtype();
@@ -128,6 +151,54 @@ pub fn upsample_nearest_2x(x: &Tensor) -> Result<Tensor> {
         2 * w,
         c,
     ))
+}
+
+/// Cosines, then sines, of `numbers: [n]` times `half` falling frequencies; `[n, 2 half]`, `f32`.
+pub fn sinusoid(numbers: &Tensor, half: usize) -> Result<Tensor> {
+    let exponents = (0..half).map(|i| -10_000f64.ln() as f32 * i as f32 / half as f32);
+    let frequencies = Tensor::from_vec(exponents.map(f32::exp).collect(), (1, half), numbers.device())?;
+    let angles = numbers.to_dtype(DType::F32)?.unsqueeze(1)?.broadcast_mul(&frequencies)?;
+    Tensor::cat(&[angles.cos()?, angles.sin()?], D::Minus1)
+}
+
+/// Values in `-1..1` as bytes: `trunc(255 clamp((x + 1) / 2, 0, 1))`.
+pub fn to_bytes(x: &Tensor) -> Result<Tensor> {
+    let unit = ((x.to_dtype(DType::F32)? + 1.0)? / 2.0)?.clamp(0f32, 1f32)?;
+    unit.affine(255.0, 0.0)?.to_dtype(DType::U8)
+}
+
+/// `uncond + (cond - uncond) · scale`.
+pub fn guide(cond: &Tensor, uncond: &Tensor, scale: f64) -> Result<Tensor> {
+    uncond + ((cond - uncond)? * scale)?
+}
+
+/// `Σ factor · tensor`, added in order.
+pub fn linear_combination(terms: &[(&Tensor, f64)]) -> Result<Tensor> {
+    let mut terms = terms.iter().map(|&(tensor, factor)| scaled(tensor, factor));
+    let Some(first) = terms.next() else { bail!("linear_combination: nothing to combine") };
+    terms.try_fold(first?, |sum, term| sum + term?)
+}
+
+/// `n` latents `[c, h, w]`, each times its factor, as `[n, h, w, c]` of `dtype`.
+pub fn scale_latents(latents: &[(&Tensor, f64)], dtype: DType) -> Result<Tensor> {
+    let scaled = latents.iter().map(|&(latent, factor)| scaled(latent, factor));
+    let stacked = Tensor::stack(&scaled.collect::<Result<Vec<_>>>()?, 0)?;
+    stacked.permute((0, 2, 3, 1))?.contiguous()?.to_dtype(dtype)
+}
+
+/// `latent · factor + output · of_output` of each row: `[n, c, h, w]`, `f32`, of an `output: [n, h, w, c]`.
+pub fn denoised_latents(output: &Tensor, latents: &[(&Tensor, f64, f64)]) -> Result<Tensor> {
+    let output = output.to_dtype(DType::F32)?.permute((0, 3, 1, 2))?.contiguous()?;
+    let row = |(i, &(latent, factor, of_output)): (usize, &(&Tensor, f64, f64))| match (factor, of_output) {
+        (0.0, of_output) => scaled(&output.get(i)?, of_output),
+        (factor, 0.0) => scaled(latent, factor),
+        (factor, of_output) => scaled(latent, factor)? + scaled(&output.get(i)?, of_output)?,
+    };
+    Tensor::stack(&latents.iter().enumerate().map(row).collect::<Result<Vec<_>>>()?, 0)
+}
+
+fn scaled(x: &Tensor, factor: f64) -> Result<Tensor> {
+    if factor == 1.0 { Ok(x.clone()) } else { x.affine(factor, 0.0) }
 }
 
 /// `activation` of every element.
