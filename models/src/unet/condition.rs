@@ -1,7 +1,7 @@
 //! Everything but the latent that steers a forward pass: noise level, prompt, pooled prompt and sizes.
 
-use candle_core::{D, DType, Device, Tensor, bail};
-use darkroom_kernels::{Activation, AttentionMask, activate};
+use candle_core::{D, DType, Tensor, bail};
+use darkroom_kernels::{Activation, AttentionMask, activate, sinusoid};
 
 use super::{AdditionConfig, SIZE_IDS, UNetConfig};
 use crate::adapter::Adapters;
@@ -45,7 +45,7 @@ pub(crate) struct Condition {
 /// The embeddings of noise level, pooled prompt and sizes.
 #[derive(Debug, Clone)]
 pub(crate) struct ConditionEmbedding {
-    timestep: Sinusoid,
+    timestep_width: usize,
     time: TwoLayerMlp,
     addition: Option<Addition>,
     context_width: usize,
@@ -55,7 +55,8 @@ pub(crate) struct ConditionEmbedding {
 
 #[derive(Debug, Clone)]
 struct Addition {
-    size: Sinusoid,
+    /// Of each size id.
+    width: usize,
     mlp: TwoLayerMlp,
     pooled_width: usize,
 }
@@ -75,7 +76,7 @@ impl ConditionEmbedding {
         };
         let addition = |addition: &AdditionConfig| -> Result<_, WeightsError> {
             Ok(Addition {
-                size: Sinusoid::new(addition.time_embed_dim, weights.device())?,
+                width: addition.time_embed_dim,
                 mlp: mlp("add_embedding", addition.projection_input_dim)?,
                 pooled_width: addition
                     .projection_input_dim
@@ -83,7 +84,7 @@ impl ConditionEmbedding {
             })
         };
         Ok(Self {
-            timestep: Sinusoid::new(inputs, weights.device())?,
+            timestep_width: inputs,
             time: mlp("time_embedding", inputs)?,
             addition: config.addition.as_ref().map(addition).transpose()?,
             context_width: config.cross_attention_dim,
@@ -103,7 +104,7 @@ impl ConditionEmbedding {
                 self.context_width
             );
         }
-        let mut time = self.time.forward(&self.timestep.embed(input.timesteps)?, input.adapters)?;
+        let mut time = self.time.forward(&sinusoid(input.timesteps, self.timestep_width)?, input.adapters)?;
         if let Some(addition) = &self.addition {
             time = (time + addition.forward(input, batch)?)?;
         }
@@ -123,30 +124,9 @@ impl Addition {
         };
         expect_shape("pooled prompt", pooled, &[batch, self.pooled_width])?;
         expect_shape("size ids", sizes, &[batch, SIZE_IDS])?;
-        let sizes = self.size.embed(&sizes.flatten_all()?)?.reshape((batch, ()))?;
+        let sizes = sinusoid(&sizes.flatten_all()?, self.width)?.reshape((batch, ()))?;
         let both = Tensor::cat(&[&pooled.to_dtype(DType::F32)?, &sizes], D::Minus1)?;
         self.mlp.forward(&both, input.adapters)
-    }
-}
-
-/// The sinusoidal embedding of a number: cosines, then sines, of it times falling frequencies.
-#[derive(Debug, Clone)]
-struct Sinusoid {
-    frequencies: Tensor,
-}
-
-impl Sinusoid {
-    fn new(width: usize, device: &Device) -> candle_core::Result<Self> {
-        let half = width / 2;
-        let exponents = (0..half).map(|i| -10_000f64.ln() as f32 * i as f32 / half as f32);
-        let frequencies = Tensor::from_vec(exponents.map(f32::exp).collect(), (1, half), device)?;
-        Ok(Self { frequencies })
-    }
-
-    /// `[n] -> [n, width]`, `f32`.
-    fn embed(&self, numbers: &Tensor) -> candle_core::Result<Tensor> {
-        let angles = numbers.to_dtype(DType::F32)?.unsqueeze(1)?.broadcast_mul(&self.frequencies)?;
-        Tensor::cat(&[angles.cos()?, angles.sin()?], D::Minus1)
     }
 }
 
