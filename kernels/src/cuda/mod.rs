@@ -5,6 +5,7 @@
 //! of a device goes to its one stream, in order, and nothing here waits for it: a step can be captured as a graph.
 
 pub(crate) mod compile;
+pub mod cudnn;
 pub(crate) mod device;
 pub(crate) mod embedding;
 pub(crate) mod graph;
