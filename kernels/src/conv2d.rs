@@ -1,5 +1,7 @@
 //! 2-D convolution, channels-last.
 
+#[cfg(feature = "cuda")]
+use candle_core::DType;
 use candle_core::{Result, Tensor, bail};
 
 use crate::Precision;
@@ -7,6 +9,8 @@ use crate::cpu::gemm::{self, Dense, Im2col, Problem, with_kernel};
 use crate::cpu::isa::Isa;
 use crate::cpu::tensors::{self, with_elements};
 use crate::cpu::winograd;
+#[cfg(feature = "cuda")]
+use crate::cuda::{conv2d as cuda, launch};
 use crate::reference;
 
 /// Rows and columns of zeros around a picture.
@@ -47,7 +51,7 @@ const BF16_CHANNELS: usize = 32;
 impl Conv2dGeometry {
     /// Height and width of the output; `None` when the kernel does not fit the padded picture, the stride is
     /// zero or the padding absurd.
-    fn output(&self, h: usize, w: usize, kh: usize, kw: usize) -> Option<(usize, usize)> {
+    pub(crate) fn output(&self, h: usize, w: usize, kh: usize, kw: usize) -> Option<(usize, usize)> {
         let p = self.padding;
         if [p.top, p.left, p.bottom, p.right].iter().any(|&side| side > MAX_PADDING) {
             return None;
@@ -84,7 +88,81 @@ pub fn conv2d_at(
     geometry: Conv2dGeometry,
     precision: Precision,
 ) -> Result<Tensor> {
-    let (_, h, w, channels) = x.dims4()?;
+    check(x, weight, bias, geometry, false)?;
+    #[cfg(feature = "cuda")]
+    if launch::takes(x) {
+        return cuda::convolve(&cuda::Problem::new(x, weight, bias, geometry));
+    }
+    if !tensors::takes_activation(x) || !tensors::takes_weight(weight) {
+        return reference::conv2d(x, weight, bias, geometry);
+    }
+    on_cpu(Isa::detect(), precision, x, weight, bias, geometry)
+}
+
+/// [`conv2d_at`] plus `residual`: `[b, h', w', out]`, or `[b, 1, 1, out]` for what all pixels of a sample get. On
+/// GPUs a pass less than adding it afterwards.
+///
+/// # Errors
+/// As [`conv2d`], and when the residual has another shape.
+pub fn conv2d_add(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    residual: &Tensor,
+    geometry: Conv2dGeometry,
+    precision: Precision,
+) -> Result<Tensor> {
+    let output = check(x, weight, bias, geometry, false)?;
+    let of_samples = residual.dims() == [output[0], 1, 1, output[3]];
+    if residual.dims() != output && !of_samples {
+        bail!("conv2d_add: residual {:?} is not {output:?}", residual.shape());
+    }
+    #[cfg(feature = "cuda")]
+    if launch::takes(x) {
+        let problem = cuda::Problem::new(x, weight, bias, geometry);
+        if residual.dims() == output {
+            return cuda::convolve(&cuda::Problem { residual: Some(residual), ..problem });
+        }
+        let mut row = residual.reshape((output[0], output[3]))?.to_dtype(DType::F32)?;
+        if let Some(bias) = bias {
+            row = row.broadcast_add(&bias.to_dtype(DType::F32)?)?;
+        }
+        return cuda::convolve(&cuda::Problem { bias: Some(&row), ..problem });
+    }
+    let y = conv2d_at(x, weight, bias, geometry, precision)?;
+    y.broadcast_add(&residual.to_dtype(y.dtype())?)
+}
+
+/// [`conv2d_at`] of `x` with height and width doubled by repeating pixels ([`crate::upsample_nearest_2x`]); the sizes
+/// of the output are those of the doubled picture. On GPUs it need never be in memory.
+///
+/// # Errors
+/// As [`conv2d`].
+pub fn conv2d_upsampled_2x(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    geometry: Conv2dGeometry,
+    precision: Precision,
+) -> Result<Tensor> {
+    check(x, weight, bias, geometry, true)?;
+    #[cfg(feature = "cuda")]
+    if launch::takes(x) {
+        let problem = cuda::Problem::new(x, weight, bias, geometry);
+        return cuda::convolve(&cuda::Problem { upsampled: true, ..problem });
+    }
+    conv2d_at(&crate::upsample_nearest_2x(x)?, weight, bias, geometry, precision)
+}
+
+/// The shape of the output, if the operands fit each other.
+pub(crate) fn check(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    geometry: Conv2dGeometry,
+    upsampled: bool,
+) -> Result<[usize; 4]> {
+    let (b, h, w, channels) = x.dims4()?;
     let (out, kh, kw, inner) = weight.dims4()?;
     if channels != inner || bias.is_some_and(|b| b.dims() != [out]) {
         let bias = bias.map(Tensor::shape);
@@ -93,13 +171,13 @@ pub fn conv2d_at(
     if x.elem_count() == 0 || weight.elem_count() == 0 {
         bail!("conv2d: x {:?} or weight {:?} is empty", x.shape(), weight.shape());
     }
-    if geometry.output(h, w, kh, kw).is_none() {
-        bail!("conv2d: {geometry:?} and weight {:?} make no picture of x {:?}", weight.shape(), x.shape());
+    let times = if upsampled { 2 } else { 1 };
+    match geometry.output(times * h, times * w, kh, kw) {
+        Some((height, width)) => Ok([b, height, width, out]),
+        None => {
+            bail!("conv2d: {geometry:?} and weight {:?} make no picture of x {:?}", weight.shape(), x.shape())
+        }
     }
-    if !tensors::takes_activation(x) || !tensors::takes_weight(weight) {
-        return reference::conv2d(x, weight, bias, geometry);
-    }
-    on_cpu(Isa::detect(), precision, x, weight, bias, geometry)
 }
 
 fn on_cpu(
