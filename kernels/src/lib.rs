@@ -42,6 +42,7 @@ pub use add_rows::add_to_rows;
 pub use attention::{AttentionMask, attention};
 pub use candle_core::{Error, Result};
 pub use concat::concat_channels;
+pub use conv2d::{Conv2dGeometry, Padding, conv2d, conv2d_add, conv2d_at, conv2d_upsampled_2x};
 pub use conv2d::{Conv2dGeometry, Padding, conv2d, conv2d_at};
 pub use device::multiplies_bf16;
 pub use geglu::geglu;
