@@ -129,10 +129,31 @@ template <class T> __device__ __forceinline__ T rounded(float x) {
     return to;
 }
 
-// Two 16-bit elements as a register of a tensor-core tile, the first in the lower half.
+#ifndef DARKROOM_EMULATED
+// Two 16-bit elements as a register of a tensor-core tile, the first in the lower half; rounded as by `set`.
+template <class T> __device__ __forceinline__ u32 pair(float low, float high);
+template <> __device__ __forceinline__ u32 pair<bf16>(float low, float high) {
+    u32 both;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+    return both;
+}
+template <> __device__ __forceinline__ u32 pair<f16>(float low, float high) {
+    u32 both;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+    return both;
+}
+// 2^x within two units in the last place; zero where it would be subnormal.
+__device__ __forceinline__ float exp2_fast(float x) {
+    float power;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+    return power;
+}
+#else
 template <class T> __device__ __forceinline__ u32 pair(float low, float high) {
     return (u32)rounded<T>(low).bits | ((u32)rounded<T>(high).bits << 16);
 }
+__device__ __forceinline__ float exp2_fast(float x) { return exp2f(x); }
+#endif
 
 __device__ __forceinline__ float warp_sum(float x) {
     for (int lanes = 16; lanes > 0; lanes /= 2) x += __shfl_xor_sync(0xffffffffu, x, lanes);
