@@ -58,7 +58,8 @@ impl Dense {
     }
 }
 
-fn first_address(tensor: &Tensor) -> Result<u64> {
+/// Where the first element of `tensor` lies, whatever its strides are.
+pub(crate) fn first_address(tensor: &Tensor) -> Result<u64> {
     let (storage, layout) = tensor.storage_and_layout();
     let Storage::Cuda(storage) = &*storage else { bail!("a tensor of a CUDA device is needed here") };
     let stream = storage.device().cuda_stream();
