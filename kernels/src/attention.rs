@@ -27,6 +27,19 @@ pub enum AttentionMask {
 /// When the shapes do not fit each other, the heads do not divide the channels, a dimension is zero, or key
 /// lengths are not one per batch row and within `1..=keys`.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, mask: &AttentionMask) -> Result<Tensor> {
+    check(q, k, v, heads, mask)?;
+    #[cfg(feature = "cuda")]
+    if crate::cuda::launch::takes(q) {
+        return crate::cuda::attention::attention(q, k, v, heads, mask);
+    }
+    if ![q, k, v].iter().all(|t| tensors::takes_activation(t)) {
+        return reference::attention(q, k, v, heads, mask);
+    }
+    on_cpu(Isa::detect(), q, k, v, heads, mask)
+}
+
+/// What [`attention`] refuses.
+pub(crate) fn check(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, mask: &AttentionMask) -> Result<()> {
     let (batch, queries, inner) = q.dims3()?;
     let (_, keys, _) = k.dims3()?;
     if k.dims() != [batch, keys, inner] || v.dims() != k.dims() {
@@ -43,10 +56,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, mask: &Attent
     {
         bail!("attention: key lengths {lengths:?} for batch {batch} and {keys} keys");
     }
-    if ![q, k, v].iter().all(|t| tensors::takes_activation(t)) {
-        return reference::attention(q, k, v, heads, mask);
-    }
-    on_cpu(Isa::detect(), q, k, v, heads, mask)
+    Ok(())
 }
 
 fn on_cpu(

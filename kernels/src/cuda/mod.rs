@@ -4,6 +4,7 @@
 //! Activations are `f16`, `bf16` or `f32`; what is computed between loading and storing an element is `f32`. All work
 //! of a device goes to its one stream, in order, and nothing here waits for it: a step can be captured as a graph.
 
+pub(crate) mod attention;
 pub(crate) mod compile;
 pub(crate) mod conv2d;
 pub mod cudnn;
@@ -18,5 +19,6 @@ pub(crate) mod packs;
 pub(crate) mod pointwise;
 pub(crate) mod sampling;
 
+pub use attention::{AttentionPath, attention_by};
 pub use compile::{CompileError, set_cache_folder};
 pub use conv2d::{ConvPath, conv2d_by};
