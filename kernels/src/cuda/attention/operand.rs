@@ -41,7 +41,8 @@ impl Rows {
     fn as_it_lies(x: &Tensor) -> Result<Option<Self>> {
         let &[batch_stride, token_stride, 1] = x.stride() else { return Ok(None) };
         let rows = Self { address: first_address(x)?, tensor: x.clone(), batch_stride, token_stride };
-        Ok((token_stride <= LONGEST_STEP && (rows.is_aligned() || x.dtype().size_in_bytes() == 4)).then_some(rows))
+        Ok((token_stride <= LONGEST_STEP && (rows.is_aligned() || x.dtype().size_in_bytes() == 4))
+            .then_some(rows))
     }
 
     /// Whether every row begins where 16 bytes can be read at once.

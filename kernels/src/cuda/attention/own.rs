@@ -11,7 +11,8 @@ use crate::cuda::launch::{self, Dense, launch};
 
 const NARROW: Source = Source { name: "attention", text: include_str!("../../../cuda/attention.cu") };
 const WIDE: Source = Source { name: "attention_wide", text: include_str!("../../../cuda/attention_wide.cu") };
-const PLAIN: Source = Source { name: "attention_plain", text: include_str!("../../../cuda/attention_plain.cu") };
+const PLAIN: Source =
+    Source { name: "attention_plain", text: include_str!("../../../cuda/attention_plain.cu") };
 
 /// A kernel, compiled for one size of heads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,9 +68,10 @@ impl Kernel {
         let candidates = match d {
             ..=64 => vec![Self::Narrow { warps: 4, tiles: if few { 1 } else { 2 } }],
             ..=WIDEST_NARROW => vec![Self::Narrow { warps: if few { 4 } else { 8 }, tiles: 1 }],
-            _ if d % 128 == 0 => {
-                vec![(64, 64), (64, 32), (32, 32)].into_iter().map(|(rows, keys)| Self::Wide { rows, keys }).collect()
-            }
+            _ if d % 128 == 0 => vec![(64, 64), (64, 32), (32, 32)]
+                .into_iter()
+                .map(|(rows, keys)| Self::Wide { rows, keys })
+                .collect(),
             _ => vec![],
         };
         let fits = |kernel: &Self| kernel.shared_bytes(d) <= card.shared;
