@@ -58,6 +58,11 @@ pub fn cudnn_refusals() -> Vec<String> {
     state().refusals.clone()
 }
 
+/// Remembers for [`cudnn_refusals`] that a plan was made and did not run.
+pub(crate) fn note_failure(key: &str, why: &impl std::fmt::Display) {
+    state().refuse(format!("{key}: {why}"));
+}
+
 /// cuDNN on one card.
 #[derive(Debug)]
 struct Handle {
