@@ -6,8 +6,9 @@
 mod support;
 
 use candle_core::{DType, Device, Tensor};
+use darkroom_kernels::cuda::cudnn::cudnn;
 use darkroom_kernels::cuda::{AttentionPath, attention_by};
-use darkroom_kernels::device::{self, DeviceName};
+use darkroom_kernels::device::{self, DeviceError, DeviceName};
 use darkroom_kernels::{AttentionMask, attention};
 use proptest::prelude::*;
 use support::random;
@@ -22,14 +23,15 @@ fn tolerance(dtype: DType) -> f64 {
     }
 }
 
-/// The first card; `None`, said once a test, where there is none and no emulator.
+/// The first card; `None`, with a word of it, where there is none and no emulator. One that does not work is an error.
 fn card() -> Option<Device> {
     match device::open(DeviceName::Cuda(0)) {
         Ok((device, _)) => Some(device),
-        Err(why) => {
+        Err(why @ DeviceError::NoCard(_)) => {
             eprintln!("not tested: {why}");
             None
         }
+        Err(why) => panic!("{why}"),
     }
 }
 
@@ -299,6 +301,39 @@ fn a_captured_attention_runs_anew_on_what_its_inputs_hold_then() {
     let [q, k, v] = &inputs;
     assert!(distance(&result, &attention(q, k, v, 2, &case.mask).unwrap()) <= tolerance(case.dtype));
     assert!(distance(&before, &result) > 0.1, "new inputs, new results");
+}
+
+#[test]
+fn without_cudnn_its_way_is_an_error_and_the_usual_way_is_not() {
+    let Some(card) = card() else { return };
+    if cudnn().is_ok() {
+        return;
+    }
+    let x = on(&card, &numbers(1, &[1, 3, 64], DType::BF16), DType::BF16);
+    let error = attention_by(AttentionPath::Cudnn, &x, &x, &x, 1, &AttentionMask::None).unwrap_err();
+    assert!(error.to_string().contains("cuDNN does not take"), "{error}");
+    let usual = attention(&x, &x, &x, 1, &AttentionMask::None).unwrap();
+    assert_same_bits(&usual, &own(&x, &x, &x, 1, &AttentionMask::None), "the usual way");
+}
+
+#[test]
+fn where_there_is_cudnn_its_attention_is_that_of_the_cpu() {
+    let Some(card) = card() else { return };
+    if cudnn().is_err() {
+        return;
+    }
+    for (keys, mask) in [(200, AttentionMask::None), (77, AttentionMask::KeyLengths(vec![77, 30]))] {
+        let mut case = Case::of(200, keys, 2, 64);
+        (case.batch, case.mask) = (2, mask);
+        let inputs = case.inputs(11);
+        let want = attention(&inputs[0], &inputs[1], &inputs[2], 2, &case.mask).unwrap();
+        let [q, k, v] = inputs.map(|x| on(&card, &x, case.dtype));
+        match attention_by(AttentionPath::Cudnn, &q, &k, &v, 2, &case.mask) {
+            Ok(got) => assert!(distance(&got, &want) <= tolerance(case.dtype), "{case:?}"),
+            // A library or a card without an engine for it: then the usual way is another.
+            Err(why) => eprintln!("not tested: {why}"),
+        }
+    }
 }
 
 #[test]

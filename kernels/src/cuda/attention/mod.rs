@@ -1,7 +1,10 @@
-//! Attention on NVIDIA's GPUs: kernels of our own, on tensor cores where the heads allow.
+//! Attention on NVIDIA's GPUs: by cuDNN where it is installed and takes the shape, else by kernels of our own, on tensor
+//! cores where the heads allow.
 //!
 //! [`crate::attention`] checks shapes and comes here; [`attention_by`] is for who compares the ways.
 
+mod cudnn;
+mod lengths;
 mod operand;
 mod own;
 
@@ -13,6 +16,8 @@ use crate::{AttentionMask, reference};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum AttentionPath {
+    /// cuDNN's operation: 16-bit types, heads of up to 256 channels, no causal mask.
+    Cudnn,
     /// The kernels of this crate: any head of up to 512 channels, any mask.
     Own,
 }
@@ -35,6 +40,17 @@ pub fn attention_by(
     }
     let (k, v) = (k.to_dtype(q.dtype())?, v.to_dtype(q.dtype())?);
     match path {
+        AttentionPath::Cudnn => match cudnn::attention(q, &k, &v, heads, mask)? {
+            Some(out) => Ok(out),
+            None => bail!(
+                "attention: cuDNN does not take q {:?} {:?} and {} keys in {heads} heads: {:?}; refused before: {:?}",
+                q.dtype(),
+                q.shape(),
+                k.dim(1)?,
+                super::cudnn::cudnn(),
+                super::cudnn::cudnn_refusals(),
+            ),
+        },
         AttentionPath::Own => match own::attention(q, &k, &v, heads, mask)? {
             Some(out) => Ok(out),
             None => bail!("attention: no kernel for {heads} heads of {} channels", q.dim(2)? / heads),
@@ -51,6 +67,9 @@ pub(crate) fn attention(
     mask: &AttentionMask,
 ) -> Result<Tensor> {
     let (k, v) = (k.to_dtype(q.dtype())?, v.to_dtype(q.dtype())?);
+    if let Some(out) = cudnn::attention(q, &k, &v, heads, mask)? {
+        return Ok(out);
+    }
     match own::attention(q, &k, &v, heads, mask)? {
         Some(out) => Ok(out),
         None => reference::attention(q, &k, &v, heads, mask),
