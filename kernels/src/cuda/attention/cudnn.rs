@@ -128,7 +128,7 @@ pub(super) fn attention(
         AttentionMask::KeyLengths(lengths) => Some(lengths.as_slice()),
         AttentionMask::Causal => return Ok(None),
     };
-    if !matches!(q.dtype(), DType::F16 | DType::BF16) || d % 8 != 0 || d > WIDEST {
+    if !matches!(q.dtype(), DType::F16 | DType::BF16) || !d.is_multiple_of(8) || d > WIDEST {
         return Ok(None);
     }
     let rows = [Rows::of(q)?, Rows::of(k)?, Rows::of(v)?];

@@ -13,11 +13,13 @@ const MOST_LISTS: usize = 1024;
 /// The longest list.
 const MOST_ROWS: usize = 1024;
 
+/// Lists by their stream and what they hold: on that stream only is a copy done before what comes next.
+type Kept = HashMap<(usize, Vec<usize>), Dense>;
+
 /// Where `lengths` lie on `device` as 32-bit numbers, one after another. `None` where they are not there yet and cannot
 /// be brought: while a graph is captured, or where too many others are kept.
 pub(super) fn address(device: &CudaDevice, lengths: &[usize]) -> Result<Option<u64>> {
-    // By stream: only there is the copy done before what comes next.
-    static KEPT: OnceLock<Mutex<HashMap<(usize, Vec<usize>), Dense>>> = OnceLock::new();
+    static KEPT: OnceLock<Mutex<Kept>> = OnceLock::new();
     let stream = device.cuda_stream();
     let key = (stream.cu_stream() as usize, lengths.to_vec());
     let mut kept = KEPT.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);

@@ -48,8 +48,8 @@ impl Rows {
     /// Whether every row begins where 16 bytes can be read at once.
     pub(super) fn is_aligned(&self) -> bool {
         let size = self.tensor.dtype().size_in_bytes();
-        let begins = |elements: usize| (elements * size) as u64 % ACCESS == 0;
-        self.address % ACCESS == 0 && begins(self.batch_stride) && begins(self.token_stride)
+        let begins = |elements: usize| ((elements * size) as u64).is_multiple_of(ACCESS);
+        self.address.is_multiple_of(ACCESS) && begins(self.batch_stride) && begins(self.token_stride)
     }
 
     /// Where batch row `row` begins.

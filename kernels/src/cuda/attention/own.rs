@@ -61,14 +61,14 @@ impl Kernel {
         if d > WIDEST {
             return None;
         }
-        if dtype == DType::F32 || d % 8 != 0 || !card.tensor_cores {
+        if dtype == DType::F32 || !d.is_multiple_of(8) || !card.tensor_cores {
             return Some(Self::Plain);
         }
         let few = queries <= FEW_QUERIES;
         let candidates = match d {
-            ..=64 => vec![Self::Narrow { warps: 4, tiles: if few { 1 } else { 2 } }],
-            ..=WIDEST_NARROW => vec![Self::Narrow { warps: if few { 4 } else { 8 }, tiles: 1 }],
-            _ if d % 128 == 0 => vec![(64, 64), (64, 32), (32, 32)]
+            1..=64 => vec![Self::Narrow { warps: 4, tiles: if few { 1 } else { 2 } }],
+            65..=WIDEST_NARROW => vec![Self::Narrow { warps: if few { 4 } else { 8 }, tiles: 1 }],
+            _ if d.is_multiple_of(128) => vec![(64, 64), (64, 32), (32, 32)]
                 .into_iter()
                 .map(|(rows, keys)| Self::Wide { rows, keys })
                 .collect(),
