@@ -14,6 +14,7 @@ pub(crate) mod graph;
 pub(crate) mod group_norm;
 pub(crate) mod image;
 pub(crate) mod launch;
+pub mod matmul;
 pub(crate) mod layer_norm;
 pub(crate) mod packs;
 pub(crate) mod pointwise;

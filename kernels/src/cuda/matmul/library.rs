@@ -1,0 +1,209 @@
+//! cuBLASLt on one stream: its handle, its workspace, and the plans of the products that were formed there.
+//!
+//! Below [`super`], which knows tensors; here are addresses only.
+
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use candle_core::{CudaDevice, Error, Result, bail};
+use cudarc::cublaslt::{result, sys};
+use cudarc::driver::sys::{CUdevice_attribute, CUstreamCaptureStatus};
+use cudarc::driver::{CudaSlice, CudaStream, DevicePtr};
+
+use super::plan::{Plan, Problem, Scales};
+use super::tune;
+
+/// What NVIDIA recommends as workspace, on Hopper and later and before.
+const WORKSPACE_BYTES: usize = 32 << 20;
+const OLDER_WORKSPACE_BYTES: usize = 4 << 20;
+
+/// Plans kept for a stream. A network at one size and batch has about thirty.
+const MOST_PLANS: usize = 1024;
+
+/// Where the operands of one product lie.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Addresses {
+    /// `[n, k]`
+    pub(super) weight: u64,
+    /// `[m, k]`
+    pub(super) x: u64,
+    /// `[n]`, where the problem has a bias.
+    pub(super) bias: u64,
+    /// `[m, n]`, where the problem adds; it may be `y`.
+    pub(super) residual: u64,
+    /// `[m, n]`
+    pub(super) y: u64,
+    /// Of the weight and of `x`, where the problem has them.
+    pub(super) scales: [u64; 2],
+}
+
+/// One stream's cuBLASLt.
+pub(super) struct Library {
+    handle: sys::cublasLtHandle_t,
+    workspace: CudaSlice<u8>,
+    stream: Arc<CudaStream>,
+    /// `None`: cuBLASLt has nothing for it.
+    plans: HashMap<Problem, Option<Plan>>,
+}
+
+// SAFETY: what the pointers stand for belongs to this value alone, is used under its lock, and is bound to no thread.
+unsafe impl Send for Library {}
+
+impl Drop for Library {
+    fn drop(&mut self) {
+        self.plans.clear();
+        // SAFETY: the handle was created, and nothing uses it any more.
+        let _ = unsafe { result::destroy_handle(self.handle) };
+    }
+}
+
+/// A stream and its library.
+type Known = (Arc<CudaStream>, Arc<Mutex<Library>>);
+
+/// The library of `device`'s stream. Made at the first call, which must not be while a graph is captured: the workspace
+/// would belong to the graph.
+pub(super) fn of(device: &CudaDevice) -> Result<Arc<Mutex<Library>>> {
+    static ALL: OnceLock<Mutex<Vec<Known>>> = OnceLock::new();
+    let stream = device.cuda_stream();
+    stream.context().bind_to_thread().map_err(Error::wrap)?;
+    let mut all = ALL.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, library)) = all.iter().find(|(known, _)| Arc::ptr_eq(known, &stream)) {
+        return Ok(Arc::clone(library));
+    }
+    // A stream that only this list, its library and its workspace hold runs nothing any more, no captured graph either.
+    all.retain(|(stream, library)| Arc::strong_count(stream) > 3 || Arc::strong_count(library) > 1);
+    let library = Arc::new(Mutex::new(Library::new(&stream)?));
+    all.push((stream, Arc::clone(&library)));
+    Ok(library)
+}
+
+impl Library {
+    fn new(stream: &Arc<CudaStream>) -> Result<Self> {
+        if is_capturing(stream)? {
+            bail!(
+                "the first matrix product of a device cannot be captured in a graph: run the network once before"
+            );
+        }
+        let major = stream
+            .context()
+            .attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)
+            .map_err(Error::wrap)?;
+        let bytes = if major >= 9 { WORKSPACE_BYTES } else { OLDER_WORKSPACE_BYTES };
+        // SAFETY: cuBLASLt writes what it reads there.
+        let workspace = unsafe { stream.alloc(bytes) }.map_err(Error::wrap)?;
+        let handle = result::create_handle().map_err(Error::wrap)?;
+        Ok(Self { handle, workspace, stream: Arc::clone(stream), plans: HashMap::new() })
+    }
+
+    /// Whether it is known that cuBLASLt has nothing for this.
+    pub(super) fn refused(&self, problem: &Problem) -> bool {
+        matches!(self.plans.get(problem), Some(None))
+    }
+
+    /// Queues the product. `false`: cuBLASLt has nothing for it.
+    ///
+    /// # Safety
+    /// At the addresses lies memory of the device of the sizes and types that the problem says, aligned as it says,
+    /// and it stays until the stream has come past this product.
+    pub(super) unsafe fn multiply(&mut self, problem: &Problem, at: Addresses) -> Result<bool> {
+        // SAFETY: as the caller promises.
+        if !unsafe { self.prepare(problem, at) }? {
+            return Ok(false);
+        }
+        let Some(Some(plan)) = self.plans.get(problem) else { return Ok(false) };
+        // SAFETY: as the caller promises; the workspace is used by this stream's products alone, one after another.
+        unsafe { self.call().run(problem, plan, &plan.algorithm, at) }?;
+        Ok(true)
+    }
+
+    /// Makes the plan of `problem` if it is new, timed on `at`'s operands where timing is on. `false`: there is none.
+    ///
+    /// # Safety
+    /// As [`Library::multiply`].
+    unsafe fn prepare(&mut self, problem: &Problem, at: Addresses) -> Result<bool> {
+        if let Some(known) = self.plans.get(problem) {
+            return Ok(known.is_some());
+        }
+        if self.plans.len() >= MOST_PLANS {
+            self.plans.clear();
+        }
+        let mut found = Plan::find(self.handle, problem, self.workspace.len())?;
+        if let Some((plan, others)) = &mut found
+            && !others.is_empty()
+            && !is_capturing(&self.stream)?
+        {
+            // SAFETY: as the caller promises; nothing is being captured.
+            plan.algorithm = unsafe { tune::fastest(&self.call(), problem, plan, others, at) }?;
+        }
+        let there = found.is_some();
+        self.plans.insert(*problem, found.map(|(plan, _)| plan));
+        Ok(there)
+    }
+
+    fn call(&self) -> Call<'_> {
+        let (workspace, _used) = self.workspace.device_ptr(&self.stream);
+        Call { handle: self.handle, stream: &self.stream, workspace, bytes: self.workspace.len() }
+    }
+}
+
+/// Where products are queued.
+pub(super) struct Call<'a> {
+    handle: sys::cublasLtHandle_t,
+    pub(super) stream: &'a Arc<CudaStream>,
+    workspace: u64,
+    bytes: usize,
+}
+
+impl Call<'_> {
+    /// Queues `plan` with `algorithm`.
+    ///
+    /// # Safety
+    /// As [`Library::multiply`]; the algorithm is one that the heuristic gave for this plan.
+    pub(super) unsafe fn run(
+        &self,
+        problem: &Problem,
+        plan: &Plan,
+        algorithm: &sys::cublasLtMatmulAlgo_t,
+        at: Addresses,
+    ) -> Result<()> {
+        if problem.bias {
+            plan.operation.set(super::plan::BIAS_POINTER, &at.bias)?;
+        }
+        if problem.scales != Scales::None {
+            plan.operation.set(super::plan::A_SCALE_POINTER, &at.scales[0])?;
+            plan.operation.set(super::plan::B_SCALE_POINTER, &at.scales[1])?;
+        }
+        let (alpha, beta) = (1f32, if problem.adds { 1f32 } else { 0.0 });
+        let read = |address: u64| address as *const c_void;
+        // Without a summand it is not read, but must be a place all the same.
+        let residual = if problem.adds { at.residual } else { at.y };
+        // SAFETY: descriptors and handle live; the rest is the caller's promise.
+        unsafe {
+            result::matmul(
+                self.handle,
+                plan.operation.0,
+                (&raw const alpha).cast(),
+                (&raw const beta).cast(),
+                read(at.weight),
+                plan.weight.0,
+                read(at.x),
+                plan.x.0,
+                read(residual),
+                plan.y.0,
+                at.y as *mut c_void,
+                plan.y.0,
+                algorithm,
+                self.workspace as *mut c_void,
+                self.bytes,
+                self.stream.cu_stream().cast(),
+            )
+        }
+        .map_err(|error| Error::msg(format!("cuBLASLt: {problem:?}: {error}")))
+    }
+}
+
+fn is_capturing(stream: &CudaStream) -> Result<bool> {
+    let status = stream.capture_status().map_err(Error::wrap)?;
+    Ok(status != CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
+}
