@@ -29,7 +29,12 @@ pub fn add_linear_to_rows(
         && tensors::takes_weight(weight)
         && x.elem_count() > 0
         && out > 0;
-    if !fast {
+    #[cfg(feature = "cuda")]
+    let on_gpu =
+        [target, x, weight].into_iter().all(crate::cuda::launch::takes) && x.elem_count() > 0 && out > 0;
+    #[cfg(not(feature = "cuda"))]
+    let on_gpu = false;
+    if !fast && !on_gpu {
         return add_to_rows(target, first, &linear_at(x, weight, None, precision)?);
     }
     let fits = match (target.dims(), x.dims()) {
@@ -47,6 +52,14 @@ pub fn add_linear_to_rows(
             weight.shape(),
             target.shape()
         );
+    }
+    #[cfg(feature = "cuda")]
+    if on_gpu {
+        if !crate::cuda::matmul::add_to_rows(target, first, x, weight)? {
+            let sum = linear_at(x, weight, None, precision)?.to_dtype(target.dtype())?;
+            add_to_rows(target, first, &sum)?;
+        }
+        return Ok(());
     }
     let rows = x.elem_count() / inner;
     let start = first * (target.elem_count() / target.dims()[0]);

@@ -46,8 +46,11 @@ pub use conv2d::{Conv2dGeometry, Padding, conv2d, conv2d_add, conv2d_at, conv2d_
 pub use conv2d::{Conv2dGeometry, Padding, conv2d, conv2d_at};
 pub use device::multiplies_bf16;
 pub use geglu::geglu;
+pub use group_norm::group_norm;
 pub use group_norm::{group_norm, group_norm_shifted};
+pub use layer_norm::layer_norm;
 pub use layer_norm::{add_layer_norm, layer_norm};
+pub use linear::{linear, linear_add, linear_at};
 pub use linear::{linear, linear_at};
 pub use precision::{Precision, bf16_is_accelerated};
 pub use replay::Replays;

@@ -21,6 +21,20 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
 /// # Errors
 /// As [`linear`].
 pub fn linear_at(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, precision: Precision) -> Result<Tensor> {
+    linear_add(x, weight, bias, None, precision)
+}
+
+/// [`linear_at`] plus `residual`, `[.., out]` and of the type of `x`, in the same pass where there is a fast path.
+///
+/// # Errors
+/// As [`linear`], and when `residual` has not the result's shape or not the type of `x`.
+pub fn linear_add(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    residual: Option<&Tensor>,
+    precision: Precision,
+) -> Result<Tensor> {
     let (out, inner) = weight.dims2()?;
     if x.dims().last() != Some(&inner) || bias.is_some_and(|b| b.dims() != [out]) {
         let bias = bias.map(Tensor::shape);
@@ -29,10 +43,35 @@ pub fn linear_at(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, precision: 
     if x.elem_count() == 0 || out == 0 {
         bail!("linear: x {:?} or weight {:?} is empty", x.shape(), weight.shape());
     }
-    if !tensors::takes_activation(x) || !tensors::takes_weight(weight) {
-        return reference::linear(x, weight, bias);
+    let mut dims = x.dims().to_vec();
+    if let Some(last) = dims.last_mut() {
+        *last = out;
     }
-    on_cpu(Isa::detect(), precision, x, weight, bias)
+    if let Some(residual) = residual
+        && (residual.dims() != dims || residual.dtype() != x.dtype())
+    {
+        bail!(
+            "linear: a residual {:?} of {:?} does not fit to {dims:?} of {:?}",
+            residual.shape(),
+            residual.dtype(),
+            x.dtype()
+        );
+    }
+    if tensors::takes_activation(x) && tensors::takes_weight(weight) {
+        return on_cpu(Isa::detect(), precision, x, weight, bias, residual);
+    }
+    #[cfg(feature = "cuda")]
+    if crate::cuda::launch::takes(x)
+        && crate::cuda::launch::takes(weight)
+        && let Some(y) = crate::cuda::matmul::linear(x, weight, bias, residual)?
+    {
+        return Ok(y);
+    }
+    let y = reference::linear(x, weight, bias)?;
+    match residual {
+        Some(residual) => y + residual,
+        None => Ok(y),
+    }
 }
 
 fn on_cpu(
@@ -41,6 +80,7 @@ fn on_cpu(
     x: &Tensor,
     weight: &Tensor,
     bias: Option<&Tensor>,
+    residual: Option<&Tensor>,
 ) -> Result<Tensor> {
     let (x, weight) = (x.contiguous()?, weight.contiguous()?);
     let (n, depth) = weight.dims2()?;
@@ -50,17 +90,24 @@ fn on_cpu(
         *last = n;
     }
     let bias = bias.map(tensors::widened).transpose()?;
+    let residual = residual.map(Tensor::contiguous).transpose()?;
+    let residual = residual.as_ref().map(Tensor::storage_and_layout);
+    let residual = residual.as_ref().map(|(storage, layout)| tensors::floats(storage, layout)).transpose()?;
     let (x_storage, x_layout) = x.storage_and_layout();
     let (w_storage, w_layout) = weight.storage_and_layout();
     let a = Dense { elements: tensors::floats(&x_storage, x_layout)?, width: depth };
     let w = tensors::elements(&w_storage, w_layout)?;
     // SAFETY: the kernel is one the machine has; sizes were checked by the caller; every element of `C` is
-    // written.
+    // written, before it is added to where there is a residual, which is as large as `C`.
     unsafe {
         tensors::build(dims, |c| {
+            if let Some(residual) = residual {
+                c.copy_from_nonoverlapping(residual.as_ptr(), residual.len());
+            }
             with_elements!(w, w => {
                 let w = Dense { elements: w, width: depth };
-                let problem = Problem { m, n, depth, a, w, bias: bias.as_deref(), accumulate: false };
+                let accumulate = residual.is_some();
+                let problem = Problem { m, n, depth, a, w, bias: bias.as_deref(), accumulate };
                 gemm::solve(isa, precision, &problem, c);
             });
             Ok(())
@@ -84,12 +131,42 @@ mod tests {
                 let weight = random(&[out, inner]).to_dtype(dtype).unwrap();
                 let slow = reference::linear(&x, &weight, Some(&bias)).unwrap();
                 for isa in Isa::available() {
-                    let fast = on_cpu(isa, Precision::Full, &x, &weight, Some(&bias)).unwrap();
+                    let fast = on_cpu(isa, Precision::Full, &x, &weight, Some(&bias), None).unwrap();
                     let error = worst(&fast, &slow);
                     // Sums of at most 700 terms, rounded in another order.
                     assert!(error < 1e-5, "{isa:?} {rows}x{inner}x{out} {dtype:?}: {error:e}");
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_residual_joins_the_product_and_its_bias() {
+        for (rows, inner, out) in [(1, 1, 1), (37, 700, 45), (3, 33, 70)] {
+            for (dtype, precision) in [(DType::F32, Precision::Full), (DType::BF16, Precision::Bf16)] {
+                let (x, bias, residual) =
+                    (random(&[2, rows, inner]), random(&[out]), random(&[2, rows, out]));
+                let weight = random(&[out, inner]).to_dtype(dtype).unwrap();
+                for bias in [None, Some(&bias)] {
+                    let apart = (linear_at(&x, &weight, bias, precision).unwrap() + &residual).unwrap();
+                    let turned =
+                        residual.transpose(0, 1).unwrap().contiguous().unwrap().transpose(0, 1).unwrap();
+                    let joined = linear_add(&x, &weight, bias, Some(&turned), precision).unwrap();
+                    let error = worst(&joined, &apart);
+                    // Summed in another order.
+                    assert!(error < 1e-5, "{rows}x{inner}x{out} {precision:?}: {error:e}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_residual_of_another_shape_or_type_is_refused() {
+        let (x, weight) = (random(&[2, 3]), random(&[4, 3]));
+        let add = |residual: &Tensor| linear_add(&x, &weight, None, Some(residual), Precision::Full);
+        assert!(add(&random(&[2, 4])).is_ok());
+        assert!(add(&random(&[1, 4])).is_err());
+        assert!(add(&random(&[2, 3])).is_err());
+        assert!(add(&random(&[2, 4]).to_dtype(DType::F16).unwrap()).is_err());
     }
 }
