@@ -34,6 +34,7 @@
 //! | **all** | | | | **6.761** |
 
 mod library;
+pub(crate) mod low_rank;
 mod plan;
 mod tune;
 
