@@ -23,6 +23,7 @@ mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod device;
+mod fp8;
 mod geglu;
 mod group_norm;
 mod layer_norm;
@@ -46,6 +47,7 @@ pub use concat::concat_channels;
 pub use conv2d::{Conv2dGeometry, Padding, conv2d, conv2d_add, conv2d_at, conv2d_upsampled_2x};
 pub use conv2d::{Conv2dGeometry, Padding, conv2d, conv2d_at};
 pub use device::multiplies_bf16;
+pub use fp8::{Fp8Scaling, Fp8Weight, fp8_scaling, linear_fp8, quantize as quantize_fp8, supports_fp8};
 pub use geglu::geglu;
 pub use group_norm::group_norm;
 pub use group_norm::{group_norm, group_norm_shifted};

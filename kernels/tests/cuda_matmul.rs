@@ -10,7 +10,8 @@ use candle_core::{DType, Device, Tensor};
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use darkroom_kernels::device::{self, DeviceName};
 use darkroom_kernels::{
-    LowRank, Precision, add_linear_to_rows, add_low_rank_to_rows, linear, linear_add, linear_at,
+    Fp8Scaling, Fp8Weight, LowRank, Precision, add_linear_to_rows, add_low_rank_to_rows, linear, linear_add,
+    linear_at, linear_fp8, quantize_fp8, supports_fp8,
 };
 use proptest::prelude::*;
 use support::random;
@@ -252,5 +253,56 @@ fn a_captured_graph_computes_with_new_inputs() {
         let replayed = widened(&y);
         let direct = widened(&step());
         assert_eq!(distance(&replayed, &direct), 0.0, "the same kernels on the same numbers");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(32) })]
+
+    #[test]
+    fn codes_and_scales_equal_the_cpus_to_the_bit(
+        seed: u64, rows in size(70), width in (1usize..60).prop_map(|n| 16 * n), size in -20i32..12, dtype in floats(),
+    ) {
+        let Some(card) = card() else { return Ok(()) };
+        let x = (random(seed, &[rows, width]) * 2f64.powi(size)).unwrap().to_dtype(dtype).unwrap();
+        for scaling in [Fp8Scaling::Row, Fp8Scaling::Tensor] {
+            let (codes, scales) = quantize_fp8(&x.to_device(&card).unwrap(), scaling).unwrap();
+            let (expected, expected_scales) = quantize_fp8(&x, scaling).unwrap();
+            let bytes = |x: &Tensor| x.flatten_all().unwrap().to_vec1::<u8>().unwrap();
+            prop_assert_eq!(bytes(&codes), bytes(&expected));
+            prop_assert_eq!(scales.to_vec1::<f32>().unwrap(), expected_scales.to_vec1::<f32>().unwrap());
+        }
+    }
+
+    #[test]
+    fn products_in_8_bits_equal_the_cpus(
+        seed: u64, rows in size(90), inner in (1usize..40).prop_map(|n| 16 * n), out in (1usize..12).prop_map(|n| 16 * n),
+        bias: bool, residual: bool, dtype in floats(),
+    ) {
+        let Some(card) = card() else { return Ok(()) };
+        if !supports_fp8(&card).unwrap() {
+            eprintln!("not tested: the card has no 8-bit products");
+            return Ok(());
+        }
+        let (x, weight) = (numbers(seed, &[2, rows, inner], dtype), numbers(seed ^ 1, &[out, inner], DType::F16));
+        let bias = bias.then(|| numbers(seed ^ 2, &[out], DType::F32));
+        let residual = residual.then(|| numbers(seed ^ 3, &[2, rows, out], dtype));
+        let run = |device: &Device| {
+            let on = |x: &Tensor| x.to_device(device).unwrap();
+            let weight = Fp8Weight::quantize(&on(&weight)).unwrap();
+            (linear_fp8(&on(&x), &weight, bias.as_ref().map(on).as_ref(), residual.as_ref().map(on).as_ref()).unwrap(),
+             weight.scaling())
+        };
+        let ((got, scaling), (expected, _)) = (run(&card), run(&Device::Cpu));
+        if scaling == Fp8Scaling::Row {
+            // Tensor cores keep sums of 8-bit products to about 14 bits.
+            let allowed = tolerance(dtype).max(2e-3);
+            prop_assert!(distance(&got, &expected) <= allowed, "{:e}", distance(&got, &expected));
+        }
+        let exact = linear_add(
+            &widened(&x), &widened(&weight), bias.as_ref(), residual.as_ref().map(widened).as_ref(), Precision::Full,
+        ).unwrap();
+        // Two factors of 3 % each, less what is added exactly.
+        prop_assert!(distance(&got, &exact) <= 0.06, "{:e}", distance(&got, &exact));
     }
 }

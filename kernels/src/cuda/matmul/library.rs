@@ -101,6 +101,11 @@ impl Library {
         matches!(self.plans.get(problem), Some(None))
     }
 
+    /// Whether cuBLASLt has an algorithm for this.
+    pub(super) fn offers(&self, problem: &Problem) -> Result<bool> {
+        Ok(Plan::find(self.handle, problem, self.workspace.len())?.is_some())
+    }
+
     /// Queues the product. `false`: cuBLASLt has nothing for it.
     ///
     /// # Safety

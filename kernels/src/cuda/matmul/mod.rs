@@ -33,6 +33,7 @@
 //! | attention: scores and their use | | | | **0.784** (12 %) |
 //! | **all** | | | | **6.761** |
 
+pub(crate) mod fp8;
 mod library;
 pub(crate) mod low_rank;
 mod plan;
