@@ -1,4 +1,5 @@
-//! What `benches/gpu_check` counts and makes: the layers of the networks, walked from their configs.
+//! What `benches/gpu_check` counts, makes and compares with: the layers of the networks, walked from their configs;
+//! random numbers; how alike results are.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
@@ -8,10 +9,15 @@ mod architecture;
 #[path = "../benches/gpu_check/configs.rs"]
 #[allow(dead_code, reason = "the bench uses more of it")]
 mod configs;
+#[path = "../benches/gpu_check/likeness.rs"]
+mod likeness;
+#[path = "../benches/gpu_check/random.rs"]
+mod random;
 
 use std::collections::BTreeMap;
 
 use architecture::{Layer, flops};
+use candle_core::{Device, Tensor};
 use configs::Configs;
 use darkroom_models::clip::ClipTextConfig;
 use darkroom_models::unet::UNetConfig;
@@ -85,4 +91,41 @@ fn the_layers_have_the_weights_of_the_published_model() {
         assert!(other.is_empty(), "{part}: {other:?}");
         assert_eq!(walked.len(), expected.len(), "{part} has weights that the model has not");
     }
+}
+
+fn of(values: &[f32]) -> Tensor {
+    Tensor::from_slice(values, values.len(), &Device::Cpu).unwrap()
+}
+
+#[test]
+fn an_error_is_relative_to_the_whole_and_no_number_is_no_likeness() {
+    let expected = of(&[3.0, 4.0]);
+    assert_eq!(likeness::relative_error(&expected, &expected).unwrap(), 0.0);
+    assert!((likeness::relative_error(&of(&[3.0, 4.5]), &expected).unwrap() - 0.1).abs() < 1e-9);
+    for broken in [&[3.0, f32::NAN][..], &[f32::INFINITY, 4.0], &[3.0]] {
+        assert_eq!(likeness::relative_error(&of(broken), &expected).unwrap(), f64::INFINITY);
+    }
+    assert_eq!(likeness::not_numbers(&likeness::floats(&of(&[1.0, f32::NAN])).unwrap()), 1);
+}
+
+#[test]
+fn psnr_is_that_of_the_mean_square() {
+    assert_eq!(likeness::psnr(&[7, 9], &[7, 9]), f64::INFINITY);
+    assert!((likeness::psnr(&[0, 10], &[0, 0]) - 10.0 * (255f64.powi(2) / 50.0).log10()).abs() < 1e-9);
+    assert_eq!(likeness::psnr(&[1], &[1, 2]), 0.0);
+}
+
+#[test]
+fn random_numbers_have_the_deviation_asked_for_and_differ_by_stream() {
+    let (a, b) = (random::stream(1, "a"), random::stream(1, "b"));
+    let draw = |stream| likeness::floats(&random::tensor(&[3, 100_000], stream, 2.0).unwrap()).unwrap();
+    let values = draw(a);
+    let mean = values.iter().map(|v| f64::from(*v)).sum::<f64>() / values.len() as f64;
+    let variance = values.iter().map(|v| (f64::from(*v) - mean).powi(2)).sum::<f64>() / values.len() as f64;
+    // Of 300,000 numbers: some six standard errors.
+    assert!(mean.abs() < 0.02, "{mean}");
+    assert!((variance.sqrt() - 2.0).abs() < 0.02, "{variance}");
+    assert_eq!(values, draw(a));
+    assert_ne!(values, draw(b));
+    assert_ne!(random::stream(1, "a"), random::stream(2, "a"));
 }

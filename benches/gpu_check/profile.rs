@@ -73,15 +73,25 @@ fn case_of(layer: &Layer) -> Option<Case> {
     }
 }
 
-/// Warms up and makes one step between two looks at the device: what is launched last is the step.
+/// One step of one picture, after a few that warm up.
 pub(crate) fn one_step(plan: &Plan) -> Outcome<()> {
     let size = if plan.quick { (64, 64) } else { (1024, 1024) };
     let pipeline = subject::load(&plan.work, &plan.target.device, ComputeType::Auto)?;
     let mut samples = pipeline.prepare(&[subject::request(size, 20, 0)])?;
-    for _ in 0..2 {
+    let mut step = || -> Outcome<()> {
         let mut batch: Vec<&mut Sample> = samples.iter_mut().collect();
         pipeline.step(&mut batch)?;
-        plan.target.wait()?;
+        plan.target.wait()
+    };
+    // The first compile kernels, choose algorithms and record graphs.
+    for _ in 0..4 {
+        step()?;
     }
+    // Profilers that are told so look from here to there alone.
+    #[cfg(feature = "cuda")]
+    candle_core::cuda_backend::cudarc::driver::profiler_start()?;
+    step()?;
+    #[cfg(feature = "cuda")]
+    candle_core::cuda_backend::cudarc::driver::profiler_stop()?;
     Ok(())
 }

@@ -17,7 +17,7 @@ use serde_json::{Map, Value, json};
 use crate::architecture::{self, Layer};
 use crate::configs::{self, Configs};
 use crate::record::Record;
-use crate::{Outcome, Plan, random};
+use crate::{Outcome, Plan, random, speed};
 
 pub(crate) const MODEL: &str = "random_sdxl";
 pub(crate) const CONTROL_NET: &str = "random_canny";
@@ -56,6 +56,18 @@ pub(crate) fn configs(plan: &Plan) -> Configs {
 }
 
 pub(crate) fn make(plan: &Plan, record: &mut Record) -> Outcome<()> {
+    let mut counted = Map::new();
+    let sides: &[(usize, usize)] = match plan.quick {
+        true => &[(64, 64), (64, 96)],
+        false => &[(512, 512), (1024, 1024), (1024, 1536), (1536, 1536)],
+    };
+    for size in sides {
+        let ((step, decode), (guided, _)) =
+            (speed::flops(plan, *size, false)?, speed::flops(plan, *size, true)?);
+        let tflop = json!({"step": step / 1e12, "step_with_control": guided / 1e12, "decode": decode / 1e12});
+        counted.insert(format!("{}x{}", size.0, size.1), tflop);
+    }
+    record.fact("tflop_a_picture", &Value::Object(counted));
     let made = plan.work.join("made.json");
     let wanted = json!({"tiny": plan.quick, "seed": SEED, "version": 1});
     if fs::read_to_string(&made)
