@@ -130,7 +130,13 @@ pub fn conv2d_add(
         return cuda::convolve(&cuda::Problem { bias: Some(&row), ..problem });
     }
     let y = conv2d_at(x, weight, bias, geometry, precision)?;
-    y.broadcast_add(&residual.to_dtype(y.dtype())?)
+    let residual = residual.to_dtype(y.dtype())?;
+    if of_samples {
+        return y.broadcast_add(&residual);
+    }
+    // In place: nothing else has seen it yet.
+    crate::add_to_rows(&y, 0, &residual)?;
+    Ok(y)
 }
 
 /// [`conv2d_at`] of `x` with height and width doubled by repeating pixels ([`crate::upsample_nearest_2x`]); the sizes

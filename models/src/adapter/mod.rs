@@ -99,18 +99,24 @@ impl Adapters {
         Self::new(vec![(0..rows, adapter)])
     }
 
+    /// Whether any row has a change of `layer`.
+    pub(crate) fn change(&self, layer: &str) -> bool {
+        self.at(layer).next().is_some()
+    }
+
     /// The rows that change in one layer, and how.
     fn at<'a>(&'a self, layer: &'a str) -> impl Iterator<Item = (&'a Range<usize>, &'a LayerAdapter)> {
         self.groups.iter().filter_map(move |(rows, adapter)| Some((rows, adapter.get(layer)?)))
     }
 
-    /// Changes `y`, which `layer` made of `x`, in the rows that want it. `apply(x, weight, bias)` is what the layer
+    /// Changes `y`, which `layer` made of `x` and added `residual` to, in the rows that want it. `apply(x, weight, bias)` is what the layer
     /// does; `None` stands for its own weight or bias. Both tensors have a batch's rows as first dimension.
     pub(crate) fn apply(
         &self,
         layer: &str,
         x: &Tensor,
         y: Tensor,
+        residual: Option<&Tensor>,
         precision: Precision,
         apply: impl Fn(&Tensor, Option<&Tensor>, Option<&Tensor>) -> candle_core::Result<Tensor>,
         low: impl Fn(&Tensor, &Tensor) -> candle_core::Result<Tensor>,
@@ -125,7 +131,11 @@ impl Adapters {
                     add_linear_to_rows(&y, rows.start, &low(&part, down)?, up, precision)?;
                 }
                 LayerAdapter::Replaced { weight, bias } => {
-                    y.slice_set(&apply(&part, weight.as_ref(), bias.as_ref())?.contiguous()?, 0, rows.start)?;
+                    let mut replaced = apply(&part, weight.as_ref(), bias.as_ref())?;
+                    if let Some(residual) = residual {
+                        replaced = (replaced + residual.narrow(0, rows.start, rows.len())?)?;
+                    }
+                    y.slice_set(&replaced.contiguous()?, 0, rows.start)?;
                 }
             }
         }

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use candle_core::Tensor;
-use darkroom_kernels::{Conv2dGeometry, Padding, Precision, conv2d_at};
+use candle_core::{DType, Tensor};
+use darkroom_kernels::{
+    Conv2dGeometry, Padding, Precision, conv2d_add, conv2d_at, conv2d_upsampled_2x, upsample_nearest_2x,
+};
 
-use super::linear::load_bias;
 use crate::adapter::Adapters;
 use crate::weights::{Weights, WeightsError};
 
@@ -44,7 +45,7 @@ impl Conv2d {
         Ok(Self {
             name: weights.layer(),
             weight,
-            bias: load_bias(weights, outputs)?,
+            bias: weights.take("bias", &[outputs])?.to_dtype(DType::F32)?,
             geometry,
             precision: weights.precision(),
         })
@@ -54,10 +55,42 @@ impl Conv2d {
     pub(crate) fn forward(&self, x: &Tensor, adapters: &Adapters) -> candle_core::Result<Tensor> {
         let (geometry, precision) = (self.geometry, self.precision);
         let y = conv2d_at(x, &self.weight, Some(&self.bias), geometry, precision)?;
+        self.adapted(x, y, None, adapters)
+    }
+
+    /// The same plus `residual`, `[b, h', w', outputs]`.
+    pub(crate) fn forward_add(
+        &self,
+        x: &Tensor,
+        residual: &Tensor,
+        adapters: &Adapters,
+    ) -> candle_core::Result<Tensor> {
+        let (geometry, precision) = (self.geometry, self.precision);
+        let y = conv2d_add(x, &self.weight, Some(&self.bias), residual, geometry, precision)?;
+        self.adapted(x, y, Some(residual), adapters)
+    }
+
+    /// The convolution of `x` with height and width doubled by repeating pixels.
+    pub(crate) fn forward_upsampled(&self, x: &Tensor, adapters: &Adapters) -> candle_core::Result<Tensor> {
+        if adapters.change(&self.name) {
+            return self.forward(&upsample_nearest_2x(x)?, adapters);
+        }
+        conv2d_upsampled_2x(x, &self.weight, Some(&self.bias), self.geometry, self.precision)
+    }
+
+    fn adapted(
+        &self,
+        x: &Tensor,
+        y: Tensor,
+        residual: Option<&Tensor>,
+        adapters: &Adapters,
+    ) -> candle_core::Result<Tensor> {
+        let (geometry, precision) = (self.geometry, self.precision);
         adapters.apply(
             &self.name,
             x,
             y,
+            residual,
             precision,
             |x, weight, bias| {
                 let (weight, bias) = (weight.unwrap_or(&self.weight), bias.unwrap_or(&self.bias));

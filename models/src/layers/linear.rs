@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use candle_core::{DType, Tensor};
-use darkroom_kernels::{Precision, linear_at};
+use candle_core::Tensor;
+use darkroom_kernels::{Precision, linear_add, linear_at};
 
 use crate::adapter::Adapters;
 use crate::weights::{Weights, WeightsError};
@@ -49,11 +49,26 @@ impl Linear {
 
     /// `[.., inputs] -> [.., outputs]`.
     pub(crate) fn forward(&self, x: &Tensor, adapters: &Adapters) -> candle_core::Result<Tensor> {
-        let y = linear_at(x, &self.weight, self.bias.as_ref(), self.precision)?;
+        self.run(x, None, adapters)
+    }
+
+    /// The same plus `residual`, `[.., outputs]`.
+    pub(crate) fn forward_add(
+        &self,
+        x: &Tensor,
+        residual: &Tensor,
+        adapters: &Adapters,
+    ) -> candle_core::Result<Tensor> {
+        self.run(x, Some(residual), adapters)
+    }
+
+    fn run(&self, x: &Tensor, residual: Option<&Tensor>, adapters: &Adapters) -> candle_core::Result<Tensor> {
+        let y = linear_add(x, &self.weight, self.bias.as_ref(), residual, self.precision)?;
         adapters.apply(
             &self.name,
             x,
             y,
+            residual,
             self.precision,
             |x, weight, bias| {
                 let (out, inputs) = self.weight.dims2()?;
@@ -67,6 +82,7 @@ impl Linear {
     }
 }
 
-pub(super) fn load_bias(weights: &Weights, outputs: usize) -> Result<Tensor, WeightsError> {
-    Ok(weights.take("bias", &[outputs])?.to_dtype(DType::F32)?)
+/// In the activations' type: `f32`, or what a GPU's matrix products add without a conversion.
+fn load_bias(weights: &Weights, outputs: usize) -> Result<Tensor, WeightsError> {
+    Ok(weights.take("bias", &[outputs])?.to_dtype(weights.activations())?)
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use candle_core::{DType, Tensor, bail};
-use darkroom_kernels::{Activation, Precision, group_norm, layer_norm};
+use darkroom_kernels::{Activation, Precision, add_row_shift, group_norm, group_norm_shifted, layer_norm};
 
 use crate::adapter::Adapters;
 use crate::weights::{Weights, WeightsError};
@@ -38,7 +38,22 @@ impl GroupNorm {
             let (weight, bias) = (weight.unwrap_or(&self.weight), bias.unwrap_or(&self.bias));
             group_norm(x, self.groups, weight, bias, self.eps, self.activation)
         };
-        adapters.apply(&self.name, x, norm(x, None, None)?, Precision::Full, norm, no_low_rank)
+        adapters.apply(&self.name, x, norm(x, None, None)?, None, Precision::Full, norm, no_low_rank)
+    }
+}
+
+impl GroupNorm {
+    /// The same of `x` with `shift`, `[b, channels]`, added to all positions.
+    pub(crate) fn forward_shifted(
+        &self,
+        x: &Tensor,
+        shift: &Tensor,
+        adapters: &Adapters,
+    ) -> candle_core::Result<Tensor> {
+        if adapters.change(&self.name) {
+            return self.forward(&add_row_shift(x, &shift.to_dtype(x.dtype())?)?, adapters);
+        }
+        group_norm_shifted(x, shift, self.groups, &self.weight, &self.bias, self.eps, self.activation)
     }
 }
 
@@ -63,7 +78,7 @@ impl LayerNorm {
         let norm = |x: &Tensor, weight: Option<&Tensor>, bias: Option<&Tensor>| {
             layer_norm(x, weight.unwrap_or(&self.weight), bias.unwrap_or(&self.bias), self.eps)
         };
-        adapters.apply(&self.name, x, norm(x, None, None)?, Precision::Full, norm, no_low_rank)
+        adapters.apply(&self.name, x, norm(x, None, None)?, None, Precision::Full, norm, no_low_rank)
     }
 }
 

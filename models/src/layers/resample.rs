@@ -42,7 +42,7 @@ impl Upsampler {
 
     /// `[b, h, w, c] -> [b, 2h, 2w, c]`.
     pub(crate) fn forward(&self, x: &Tensor, adapters: &Adapters) -> candle_core::Result<Tensor> {
-        self.conv.forward(&upsample_nearest_2x(x)?, adapters)
+        self.conv.forward_upsampled(x, adapters)
     }
 
     /// `[b, h, w, c] -> [b, height, width, c]`, where `height` is `2h` or `2h - 1`: the size that the matching

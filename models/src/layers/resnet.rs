@@ -58,21 +58,18 @@ impl ResnetBlock {
         adapters: &Adapters,
     ) -> candle_core::Result<Tensor> {
         let mut h = self.conv1.forward(&self.norm1.forward(&x, adapters)?, adapters)?;
-        if let (Some(layer), Some(time)) = (&self.time, time) {
-            let shift = layer.forward(time, adapters)?;
-            let (b, c) = shift.dims2()?;
-            h = h.broadcast_add(&shift.reshape((b, 1, 1, c))?.to_dtype(h.dtype())?)?;
-        }
         // Assigned, not shadowed: what `h` held is free before the next tensor is made.
-        h = self.norm2.forward(&h, adapters)?;
-        h = self.conv2.forward(&h, adapters)?;
-        match &self.shortcut {
-            Some(shortcut) => {
-                let residual = shortcut.forward(&x, adapters)?;
-                drop(x);
-                residual + h
+        h = match (&self.time, time) {
+            (Some(layer), Some(time)) => {
+                self.norm2.forward_shifted(&h, &layer.forward(time, adapters)?, adapters)?
             }
-            None => x + h,
-        }
+            _ => self.norm2.forward(&h, adapters)?,
+        };
+        let residual = match &self.shortcut {
+            Some(shortcut) => shortcut.forward(&x, adapters)?,
+            None => x.clone(),
+        };
+        drop(x);
+        self.conv2.forward_add(&h, &residual, adapters)
     }
 }

@@ -1,7 +1,7 @@
 //! The UNet's levels: residual blocks with or without attention, and the middle.
 
-use candle_core::{D, Tensor, bail};
-use darkroom_kernels::Padding;
+use candle_core::{Tensor, bail};
+use darkroom_kernels::{Padding, concat_channels};
 
 use super::UNetConfig;
 use super::condition::Condition;
@@ -172,7 +172,7 @@ impl UpBlock {
         for stage in &self.stages {
             let Some(skip) = skips.pop() else { bail!("UNet: the features lack a skip") };
             let (below, skip) = adjust(x, skip)?;
-            let joined = Tensor::cat(&[&below, &skip], D::Minus1)?;
+            let joined = concat_channels(&below, &skip)?;
             drop((below, skip));
             x = stage.forward(joined, condition)?;
         }

@@ -69,7 +69,7 @@ impl SpatialTransformer {
         for block in &self.blocks {
             tokens = block.forward(tokens, condition)?;
         }
-        self.proj_out.forward(&tokens, adapters)?.reshape((b, h, w, c))? + x
+        self.proj_out.forward_add(&tokens, &x.reshape((b, h * w, c))?, adapters)?.reshape((b, h, w, c))
     }
 }
 
@@ -101,14 +101,15 @@ impl TransformerBlock {
     }
 
     /// `[b, n, c]`, the same shape out.
-    fn forward(&self, x: Tensor, condition: &Condition) -> candle_core::Result<Tensor> {
+    fn forward(&self, mut x: Tensor, condition: &Condition) -> candle_core::Result<Tensor> {
         let adapters = &condition.adapters;
-        let h = self.norm1.forward(&x, adapters)?;
-        let x = (self.self_attention.forward(&h, &h, &AttentionMask::None, adapters)? + x)?;
-        let h = self.norm2.forward(&x, adapters)?;
-        let x = (self.cross_attention.forward(&h, &condition.context, &condition.mask, adapters)? + x)?;
+        // Assigned, not shadowed: what `x` and `h` held is free before the next tensors are made.
+        let mut h = self.norm1.forward(&x, adapters)?;
+        x = self.self_attention.forward(&h, &h, &AttentionMask::None, &x, adapters)?;
+        h = self.norm2.forward(&x, adapters)?;
+        x = self.cross_attention.forward(&h, &condition.context, &condition.mask, &x, adapters)?;
         let gated = geglu(&self.widen.forward(&self.norm3.forward(&x, adapters)?, adapters)?)?;
-        self.narrow.forward(&gated, adapters)? + x
+        self.narrow.forward_add(&gated, &x, adapters)
     }
 }
 
@@ -134,16 +135,18 @@ impl Attention {
         })
     }
 
+    /// What `x` sees of `context`, plus `residual`.
     fn forward(
         &self,
         x: &Tensor,
         context: &Tensor,
         mask: &AttentionMask,
+        residual: &Tensor,
         adapters: &Adapters,
     ) -> candle_core::Result<Tensor> {
         let query = self.query.forward(x, adapters)?;
         let (key, value) = (self.key.forward(context, adapters)?, self.value.forward(context, adapters)?);
         let seen = attention(&query, &key, &value, self.heads, mask)?;
-        self.out.forward(&seen, adapters)
+        self.out.forward_add(&seen, residual, adapters)
     }
 }

@@ -84,7 +84,7 @@ impl MidAttention {
 
     fn forward(&self, x: Tensor) -> candle_core::Result<Tensor> {
         let (b, h, w, c) = x.dims4()?;
-        let mut seen = {
+        let seen = {
             let tokens = self.norm.forward(&x, Adapters::none())?.reshape((b, h * w, c))?;
             let query = self.query.forward(&tokens, Adapters::none())?;
             let (key, value) = (
@@ -93,8 +93,8 @@ impl MidAttention {
             );
             attention(&query, &key, &value, 1, &AttentionMask::None)?
         };
-        seen = self.out.forward(&seen, Adapters::none())?;
-        seen.reshape((b, h, w, c))? + x
+        let residual = x.reshape((b, h * w, c))?;
+        self.out.forward_add(&seen, &residual, Adapters::none())?.reshape((b, h, w, c))
     }
 }
 

@@ -208,10 +208,9 @@ impl Weights {
         Self { device: device.clone(), ..self.clone() }
     }
 
-    /// The same view for layers whose products are not rounded.
+    /// The same view for layers of few rows, whose activations are `f32` and whose products are not rounded.
     pub(crate) fn in_full(&self) -> Self {
-        let arithmetic = Arithmetic { products: Precision::Full, ..self.arithmetic };
-        Self { arithmetic, ..self.clone() }
+        Self { arithmetic: Arithmetic::default(), ..self.clone() }
     }
 
     /// How precisely a network that loads from here is to form products on a CPU.

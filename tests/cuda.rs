@@ -1,0 +1,108 @@
+//! Pictures drawn on a CUDA card, held against the CPU's: with the feature `cuda` only, and a card or the emulator
+//! (`scripts/cuda/test`).
+
+#![cfg(feature = "cuda")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::sync::{Arc, OnceLock};
+
+use candle_core::Device;
+use darkroom::embedded;
+use darkroom_models::device::{self, DeviceName};
+use darkroom_models::{ComputeType, Precision};
+use darkroom_pipelines::noise::BatchPosition;
+use darkroom_pipelines::sampler::SamplerKind;
+use darkroom_pipelines::schedule::Scheduler;
+use darkroom_pipelines::{ImageRequest, Picture, Pipeline, Sample, Source};
+
+/// A 16-bit picture is at least so close to the CPU's `f32` one, decibels.
+const CLOSE: f64 = 40.0;
+/// The same in `f32`.
+const VERY_CLOSE: f64 = 70.0;
+
+fn card() -> &'static Device {
+    static CARD: OnceLock<Device> = OnceLock::new();
+    CARD.get_or_init(|| {
+        device::open(DeviceName::Cuda(0)).expect("no card answers: scripts/cuda/test brings an emulator").0
+    })
+}
+
+fn pipeline(device: &Device, compute_type: ComputeType) -> Pipeline {
+    Pipeline::load_at(&embedded::checkpoint(device).unwrap(), device, compute_type).unwrap()
+}
+
+fn request(seed: u64, width: usize, height: usize) -> ImageRequest {
+    ImageRequest {
+        prompt: "1girl, blonde hair, blue eyes, smile".into(),
+        negative_prompt: "black hair".into(),
+        steps: 4,
+        cfg: 4.0,
+        sampler: SamplerKind::Euler,
+        scheduler: Scheduler::Normal,
+        seed,
+        position: BatchPosition::ALONE,
+        denoise: 1.0,
+        clip_skip: None,
+        source: Source::Empty { width, height },
+        loras: None,
+        controls: Vec::new(),
+    }
+}
+
+fn draw(pipeline: &Pipeline, requests: &[ImageRequest], max_batch: usize) -> Vec<Picture> {
+    let mut samples = pipeline.prepare(requests).unwrap();
+    pipeline.denoise(&mut samples, max_batch, &mut |_| ()).unwrap();
+    let latents: Vec<_> = samples.iter().filter_map(Sample::latent).collect();
+    pipeline.decode(&latents).unwrap()
+}
+
+fn psnr(a: &Picture, b: &Picture) -> f64 {
+    assert_eq!((a.width(), a.height()), (b.width(), b.height()));
+    let squares = a.data().iter().zip(b.data()).map(|(a, b)| f64::from(a - b).powi(2));
+    -10.0 * (squares.sum::<f64>() / a.data().len() as f64).log10()
+}
+
+#[test]
+fn pictures_equal_the_cpus_in_every_type() {
+    let requests = [request(1, 64, 64), request(2, 64, 64)];
+    let expected = draw(&pipeline(&Device::Cpu, ComputeType::Full), &requests, 2);
+    for (compute_type, close) in [
+        (ComputeType::Full, VERY_CLOSE),
+        (ComputeType::F16, CLOSE),
+        (ComputeType::Bf16, CLOSE),
+        (ComputeType::Auto, CLOSE),
+    ] {
+        let drawn = draw(&pipeline(card(), compute_type), &requests, 2);
+        for (drawn, expected) in drawn.iter().zip(&expected) {
+            let psnr = psnr(drawn, expected);
+            println!("{compute_type:?}: {psnr:.1} dB");
+            assert!(psnr >= close, "{compute_type:?}: {psnr:.1} dB");
+        }
+    }
+}
+
+#[test]
+fn a_picture_does_not_depend_on_its_batch_mates() {
+    let pipeline = pipeline(card(), ComputeType::Bf16);
+    let mut requests = vec![request(1, 64, 64), request(2, 64, 64), request(3, 64, 64)];
+    requests[1].steps = 3;
+    requests[2].sampler = SamplerKind::DpmPp2M;
+    requests[2].prompt = "1boy, angry".into();
+    let together = draw(&pipeline, &requests, 3);
+    for (request, together) in requests.iter().zip(&together) {
+        let alone = draw(&pipeline, std::slice::from_ref(request), 1);
+        let psnr = psnr(&alone[0], together);
+        println!("{psnr:.1} dB");
+        assert!(psnr >= CLOSE, "{psnr:.1} dB");
+    }
+}
+
+#[test]
+fn odd_sizes_and_pictures_that_begin_from_others_are_drawn() {
+    let (cpu, gpu) = (pipeline(&Device::Cpu, Precision::Full.into()), pipeline(card(), ComputeType::Full));
+    let start = draw(&cpu, &[request(5, 72, 56)], 1).remove(0);
+    let again = ImageRequest { denoise: 0.5, source: Source::Image(Arc::new(start)), ..request(6, 72, 56) };
+    let (expected, drawn) = (draw(&cpu, std::slice::from_ref(&again), 1), draw(&gpu, &[again], 1));
+    let psnr = psnr(&expected[0], &drawn[0]);
+    assert!(psnr >= VERY_CLOSE, "{psnr:.1} dB");
+}
