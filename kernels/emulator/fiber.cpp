@@ -13,7 +13,6 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <ucontext.h>
-#include <unistd.h>
 #include <vector>
 
 namespace emulated {

@@ -2,10 +2,11 @@
 // What was compiled once is kept in `DARKROOM_EMULATOR_CACHE`, or in a folder of the system's temporary ones.
 #include "report.h"
 #include "status.h"
+#include <errno.h>
+#include <fcntl.h>
 #include <filesystem>
 #include <fstream>
 #include <regex>
-#include <set>
 #include <sstream>
 #include <stdint.h>
 #include <stdio.h>
@@ -71,26 +72,30 @@ const std::vector<std::string> FLAGS = {
 // Runs a program without a shell; what it says on standard error.
 bool run(const std::vector<std::string> &command, std::string &said) {
     int pipes[2];
-    if (pipe(pipes)) return false;
+    if (pipe2(pipes, O_CLOEXEC)) return false;
     pid_t child = fork();
     if (child == 0) {
         std::vector<char *> arguments;
         for (auto &word : command) arguments.push_back((char *)word.c_str());
         arguments.push_back(nullptr);
         dup2(pipes[1], 2);
-        close(pipes[0]);
         unsetenv("LD_LIBRARY_PATH");
         execvp(arguments[0], arguments.data());
         dprintf(2, "%s cannot be run: %s", arguments[0], strerror(errno));
         _exit(127);
     }
     close(pipes[1]);
+    if (child < 0) {
+        close(pipes[0]);
+        said += "no process for the compiler";
+        return false;
+    }
     char bytes[4096];
     for (ssize_t n; (n = read(pipes[0], bytes, sizeof bytes)) > 0;) said.append(bytes, n);
     close(pipes[0]);
     int status = 0;
     while (waitpid(child, &status, 0) < 0 && errno == EINTR) {}
-    return child > 0 && WIFEXITED(status) && WEXITSTATUS(status) == 0;
+    return WIFEXITED(status) && WEXITSTATUS(status) == 0;
 }
 
 std::string read_file(const fs::path &path) {
