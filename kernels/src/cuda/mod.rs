@@ -5,6 +5,7 @@
 //! of a device goes to its one stream, in order, and nothing here waits for it: a step can be captured as a graph.
 
 pub(crate) mod attention;
+pub(crate) mod canny;
 pub(crate) mod compile;
 pub(crate) mod conv2d;
 pub mod cudnn;
@@ -21,5 +22,6 @@ pub(crate) mod pointwise;
 pub(crate) mod sampling;
 
 pub use attention::{AttentionPath, attention_by};
+pub use canny::{CannyRule, canny};
 pub use compile::{CompileError, set_cache_folder};
 pub use conv2d::{ConvPath, conv2d_by};
