@@ -10,6 +10,10 @@ mod opencv;
 use std::fmt;
 use std::str::FromStr;
 
+use candle_core::Device;
+#[cfg(feature = "cuda")]
+use candle_core::Tensor;
+
 use crate::Picture;
 
 /// Largest threshold for [`CannyMethod::OpenCv`]: no 8-bit picture has a steeper edge.
@@ -161,8 +165,42 @@ impl Canny {
             CannyMethod::ComfyUi => comfyui::edges(picture, self.low as f32, self.high as f32),
             CannyMethod::OpenCv { l2_gradient } => opencv::edges(picture, self.low, self.high, l2_gradient),
         };
-        picture.with_data(edges.into_iter().flat_map(|edge| [if edge { 1.0 } else { 0.0 }; 3]).collect())
+        white_on_black(picture, edges)
     }
+
+    /// [`detect`](Self::detect), on `device` if that is a GPU that does it: the same edges.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn detect_on(&self, picture: &Picture, device: &Device) -> candle_core::Result<Picture> {
+        #[cfg(feature = "cuda")]
+        if device.is_cuda() {
+            return self.detect_on_cuda(picture, device);
+        }
+        // Without GPUs there is nothing to choose.
+        let _ = device;
+        Ok(self.detect(picture))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn detect_on_cuda(&self, picture: &Picture, device: &Device) -> candle_core::Result<Picture> {
+        use darkroom_kernels::cuda::{CannyRule, canny};
+        let rule = match self.method {
+            CannyMethod::ComfyUi => CannyRule::Kornia { low: self.low as f32, high: self.high as f32 },
+            CannyMethod::OpenCv { l2_gradient } => {
+                let (low, high) = opencv::thresholds(self.low, self.high, l2_gradient);
+                CannyRule::OpenCv { low, high, l2_gradient }
+            }
+        };
+        let pixels = Tensor::from_slice(picture.data(), (picture.height(), picture.width(), 3), device)?;
+        let edges = canny(&pixels, rule)?.flatten_all()?.to_vec1::<u8>()?;
+        Ok(white_on_black(picture, edges.into_iter().map(|edge| edge != 0)))
+    }
+}
+
+/// A picture as large as `picture`, white on edges.
+fn white_on_black(picture: &Picture, edges: impl IntoIterator<Item = bool>) -> Picture {
+    picture.with_data(edges.into_iter().flat_map(|edge| [if edge { 1.0 } else { 0.0 }; 3]).collect())
 }
 
 #[cfg(test)]

@@ -18,12 +18,7 @@ const MOST: f64 = 32767.0;
 /// Which pixels are edges, row by row.
 pub(super) fn edges(picture: &Picture, low: f64, high: f64, l2_gradient: bool) -> Vec<bool> {
     let (width, height) = (picture.width(), picture.height());
-    let threshold = |value: f64| match l2_gradient {
-        true if value > 0.0 => value.min(MOST).powi(2).floor() as i32,
-        _ => value.floor() as i32,
-    };
-    let (low, high) = if low > high { (high, low) } else { (low, high) };
-    let (low, high) = (threshold(low), threshold(high));
+    let (low, high) = thresholds(low, high, l2_gradient);
     let gradients = gradients(&grey(picture), width, height);
     let size = |(x, y): (i32, i32)| if l2_gradient { x * x + y * y } else { x.abs() + y.abs() };
     // Beyond the border there is no gradient.
@@ -53,6 +48,16 @@ pub(super) fn edges(picture: &Picture, low: f64, high: f64, l2_gradient: bool) -
         }
     });
     connected(strengths, width)
+}
+
+/// What [`edges`] holds the sizes of gradients against.
+pub(super) fn thresholds(low: f64, high: f64, l2_gradient: bool) -> (i32, i32) {
+    let threshold = |value: f64| match l2_gradient {
+        true if value > 0.0 => value.min(MOST).powi(2).floor() as i32,
+        _ => value.floor() as i32,
+    };
+    let (low, high) = if low > high { (high, low) } else { (low, high) };
+    (threshold(low), threshold(high))
 }
 
 /// Where a gradient points, up to its sign.
