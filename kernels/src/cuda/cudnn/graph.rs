@@ -85,6 +85,44 @@ pub(crate) const MOST_PLAN_BYTES: usize = 32 << 20;
 /// What engines may not do: sums in less than `f32`, or in another order each time.
 const UNWANTED: [i32; 2] = [note::NONDETERMINISTIC, note::REDUCED_PRECISION_REDUCTION];
 
+/// What a plan is made for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Target<'a> {
+    /// The card of a handle.
+    Handle(Opaque),
+    /// A card that need not be there: its `DEVICEPROP`. The plan cannot run.
+    #[allow(dead_code, reason = "tests ask what cuDNN takes where there is no card")]
+    Properties(&'a Arc<Descriptor>),
+}
+
+impl Target<'_> {
+    fn of_graph(self, draft: Draft) -> Result<Draft> {
+        match self {
+            Self::Handle(raw) => draft.handle(Attribute::OPERATIONGRAPH_HANDLE, raw),
+            Self::Properties(_) => Ok(draft),
+        }
+    }
+
+    fn of_heuristics(self, draft: Draft) -> Result<Draft> {
+        match self {
+            // Those of the graph's handle.
+            Self::Handle(_) => Ok(draft),
+            Self::Properties(card) => {
+                draft.descriptors(Attribute::ENGINEHEUR_DEVICEPROP, &[Arc::clone(card)])
+            }
+        }
+    }
+
+    fn of_plan(self, draft: Draft) -> Result<Draft> {
+        match self {
+            Self::Handle(raw) => draft.handle(Attribute::EXECUTION_PLAN_HANDLE, raw),
+            Self::Properties(card) => {
+                draft.descriptors(Attribute::EXECUTION_PLAN_DEVICEPROP, &[Arc::clone(card)])
+            }
+        }
+    }
+}
+
 /// A graph that an engine was found for.
 #[derive(Debug)]
 pub(crate) struct Plan {
@@ -96,18 +134,18 @@ impl Plan {
     /// Finds the best engine for the operations whose plan needs at most `workspace` bytes beside its arguments.
     pub(crate) fn search(
         library: &'static Library,
-        handle: Opaque,
+        target: Target<'_>,
         operations: &[Arc<Descriptor>],
         workspace: usize,
         name: &str,
     ) -> Result<Self> {
-        let graph = Draft::new(library, Kind::OPERATIONGRAPH)?
-            .handle(Attribute::OPERATIONGRAPH_HANDLE, handle)?
+        let graph = target
+            .of_graph(Draft::new(library, Kind::OPERATIONGRAPH)?)?
             .descriptors(Attribute::OPERATIONGRAPH_OPS, operations)?
             .finalized()?;
         let mut why = String::from("none was offered");
         for mode in [Code::HEURISTICS_A, Code::HEURISTICS_FALLBACK] {
-            let configs = match configurations(library, &graph, mode) {
+            let configs = match configurations(library, target, &graph, mode) {
                 Ok(configs) => configs,
                 Err(error) => {
                     why = error.to_string();
@@ -119,7 +157,7 @@ impl Plan {
                     why = format!("an engine has numerical note {unwanted}");
                     continue;
                 }
-                match Self::of(library, handle, &config) {
+                match Self::of(library, target, &config) {
                     Ok(plan) if plan.workspace <= workspace => return Ok(plan),
                     Ok(plan) => why = format!("an engine wants {} bytes of workspace", plan.workspace),
                     Err(error) => why = error.to_string(),
@@ -129,19 +167,15 @@ impl Plan {
         Err(CudnnError::NoEngine { graph: name.to_owned(), why })
     }
 
-    fn of(library: &'static Library, handle: Opaque, config: &Arc<Descriptor>) -> Result<Self> {
-        let draft = Draft::new(library, Kind::EXECUTION_PLAN)?
-            .handle(Attribute::EXECUTION_PLAN_HANDLE, handle)?
-            .descriptors(Attribute::EXECUTION_PLAN_ENGINE_CONFIG, &[Arc::clone(config)])?;
-        Self::finalized(draft)
+    fn of(library: &'static Library, target: Target<'_>, config: &Arc<Descriptor>) -> Result<Self> {
+        let draft = target.of_plan(Draft::new(library, Kind::EXECUTION_PLAN)?)?;
+        Self::finalized(draft.descriptors(Attribute::EXECUTION_PLAN_ENGINE_CONFIG, &[Arc::clone(config)])?)
     }
 
     /// A plan that [`Self::json`] gave, of the same library and card.
-    pub(crate) fn from_json(library: &'static Library, handle: Opaque, json: &[u8]) -> Result<Self> {
-        let draft = Draft::new(library, Kind::EXECUTION_PLAN)?
-            .handle(Attribute::EXECUTION_PLAN_HANDLE, handle)?
-            .chars(Attribute::EXECUTION_PLAN_JSON_REPRESENTATION, json)?;
-        Self::finalized(draft)
+    pub(crate) fn from_json(library: &'static Library, target: Target<'_>, json: &[u8]) -> Result<Self> {
+        let draft = target.of_plan(Draft::new(library, Kind::EXECUTION_PLAN)?)?;
+        Self::finalized(draft.chars(Attribute::EXECUTION_PLAN_JSON_REPRESENTATION, json)?)
     }
 
     fn finalized(draft: Draft) -> Result<Self> {
@@ -187,13 +221,14 @@ impl Plan {
 /// What cuDNN would run the graph with, best first.
 fn configurations(
     library: &'static Library,
+    target: Target<'_>,
     graph: &Arc<Descriptor>,
     mode: Code,
 ) -> Result<Vec<Arc<Descriptor>>> {
     let heuristics = Draft::new(library, Kind::ENGINEHEUR)?
         .descriptors(Attribute::ENGINEHEUR_OPERATION_GRAPH, &[Arc::clone(graph)])?
-        .code(Attribute::ENGINEHEUR_MODE, mode)?
-        .finalized()?;
+        .code(Attribute::ENGINEHEUR_MODE, mode)?;
+    let heuristics = target.of_heuristics(heuristics)?.finalized()?;
     let count = heuristics.count(Attribute::ENGINEHEUR_RESULTS, Type::BACKEND_DESCRIPTOR)?.min(MOST_CONFIGS);
     heuristics.descriptors(Attribute::ENGINEHEUR_RESULTS, Kind::ENGINECFG, count)
 }
@@ -204,4 +239,39 @@ fn unwanted_note(config: &Descriptor) -> Option<i32> {
     let notes =
         engine.first()?.codes(Attribute::ENGINE_NUMERICAL_NOTE, Type::NUMERICAL_NOTE, MOST_NOTES).ok()?;
     notes.into_iter().find(|note| UNWANTED.contains(note))
+}
+
+#[cfg(test)]
+pub(crate) mod without_a_card {
+    //! What cuDNN takes on an H100, asked where there may be none: cuDNN 9.8 and later need only its properties.
+
+    use super::*;
+
+    /// Of an H100 SXM, as a `DEVICEPROP` gives them.
+    const H100: &str = r#"{"maxGridSize": [2147483647, 65535, 65535], "maxBlockSize": [1024, 1024, 64],
+        "deviceVer": 900, "driverVer": 13000, "regsPerBlock": 65536, "multiProcessorCount": 132, "warpSize": 32,
+        "smClockRateKHz": 1980000, "memClockRateKHz": 2619000, "l2CacheSize": 52428800,
+        "maxSharedMemoryPerBlock": 49152, "maxSharedMemoryPerBlockOptin": 232448,
+        "reservedSharedMemoryPerBlock": 1024, "maxRegistersPerSM": 65536, "pciDeviceId": 0, "maxCtasPerSM": 32,
+        "maxThreadsPerBlock": 1024, "maxThreadsPerSM": 2048, "isTccDriver": 0, "supportCoopLaunch": 1,
+        "cudaDeviceId": 0, "totalGlobalMem": 85000000000, "deviceName": "NVIDIA H100 80GB HBM3"}"#;
+
+    /// A library that can be asked, and the card; `None`, with a word of it, where there is none.
+    #[allow(clippy::print_stderr, reason = "a test says what it skips")]
+    pub(crate) fn h100() -> Option<(&'static Library, Arc<Descriptor>)> {
+        let library = match Library::get() {
+            Ok(library) if library.version() >= 90_800 => library,
+            Ok(library) => {
+                eprintln!("not tested: cuDNN {} cannot be asked without a card", library.version());
+                return None;
+            }
+            Err(why) => {
+                eprintln!("not tested: {why}");
+                return None;
+            }
+        };
+        let draft = Draft::new(library, Kind::DEVICEPROP).unwrap();
+        let draft = draft.chars(Attribute::DEVICEPROP_JSON_REPRESENTATION, H100.as_bytes()).unwrap();
+        Some((library, draft.finalized().unwrap()))
+    }
 }

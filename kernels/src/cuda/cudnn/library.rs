@@ -22,12 +22,9 @@ const TOO_NEW: usize = 100_000;
 /// Names that the loader's own search path is asked for.
 const NAMES: [&str; 2] = ["libcudnn.so.9", "libcudnn.so"];
 
-/// What cuDNN itself opens by name, and finds only if it was opened before or lies on the loader's path.
-const NEEDED: [(&str, &[&str]); 3] = [
-    ("libcublasLt.so.", &["libcublasLt.so.13", "libcublasLt.so.12"]),
-    ("libcublas.so.", &["libcublas.so.13", "libcublas.so.12"]),
-    ("libnvrtc.so.", &["libnvrtc.so.13", "libnvrtc.so.12"]),
-];
+/// Starts of the names of what cuDNN itself opens by name, and finds only if it was opened before or lies on the
+/// loader's path; in the order in which they need each other.
+const NEEDED: [&str; 4] = ["libcublasLt.so.", "libcublas.so.", "libnvrtc-builtins.so.", "libnvrtc.so."];
 
 /// The functions of cuDNN that are used here, and where they are from.
 #[derive(Debug)]
@@ -190,8 +187,7 @@ fn folders_in(maps: &str) -> Vec<PathBuf> {
     for path in maps.lines().filter_map(|line| line.find('/').map(|at| Path::new(&line[at..]))) {
         let Some(name) = path.file_name().and_then(OsStr::to_str) else { continue };
         let Some(folder) = path.parent() else { continue };
-        if NEEDED.iter().any(|(start, _)| name.starts_with(start))
-            && !folders.iter().any(|known| known == folder)
+        if NEEDED.iter().any(|start| name.starts_with(start)) && !folders.iter().any(|known| known == folder)
         {
             folders.push(folder.to_owned());
         }
@@ -205,24 +201,29 @@ fn preload_beside(cudnn: &Path) {
     let nvidia = folder.parent().and_then(Path::parent);
     let inside = |name: &str| nvidia.map(|nvidia| nvidia.join(name).join("lib"));
     let folders = [Some(folder.to_owned()), inside("cu13"), inside("cublas"), inside("cuda_nvrtc")];
-    for (_, names) in NEEDED {
+    let files: Vec<PathBuf> = folders.iter().flatten().flat_map(|folder| files_of(folder)).collect();
+    for start in NEEDED {
+        let name = |file: &PathBuf| file.file_name().and_then(OsStr::to_str).map(str::to_owned);
+        let mut named = files.iter().filter_map(|file| Some((file, name(file)?)));
+        let Some((file, name)) = named.find(|(_, name)| name.starts_with(start)) else { continue };
         // SAFETY: asks only whether the process has it.
-        let there =
-            names.iter().any(|name| unsafe { Loaded::open(Some(*name), RTLD_LAZY | RTLD_NOLOAD) }.is_ok());
-        if there {
+        if unsafe { Loaded::open(Some(name), RTLD_LAZY | RTLD_NOLOAD) }.is_ok() {
             continue;
         }
-        let files =
-            folders.iter().flatten().flat_map(|folder| names.iter().map(move |name| folder.join(name)));
-        for file in files.filter(|file| file.is_file()) {
-            // SAFETY: the initialisers of NVIDIA's libraries are trusted.
-            if let Ok(opened) = unsafe { Loaded::open(Some(&file), RTLD_NOW | RTLD_GLOBAL) } {
-                // Stays open as long as cuDNN, which is never closed.
-                std::mem::forget(opened);
-                break;
-            }
+        // SAFETY: the initialisers of NVIDIA's libraries are trusted.
+        if let Ok(opened) = unsafe { Loaded::open(Some(file), RTLD_NOW | RTLD_GLOBAL) } {
+            // Stays open as long as cuDNN, which is never closed.
+            std::mem::forget(opened);
         }
     }
+}
+
+/// The files of a folder, newest versions first.
+fn files_of(folder: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
+    let mut files: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    files.sort_by(|a, b| b.cmp(a));
+    files
 }
 
 /// glibc's and musl's flag: give the library only if the process has it already.

@@ -20,7 +20,9 @@ use cudarc::driver::CudaContext;
 
 pub use descriptor::CudnnError;
 pub(crate) use descriptor::{Descriptor, Draft, Result};
-pub(crate) use graph::{Plan, TensorSpec, pointwise};
+#[cfg(test)]
+pub(crate) use graph::without_a_card;
+pub(crate) use graph::{Plan, Target, TensorSpec, pointwise};
 pub use library::{CUDNN_VARIABLE, CudnnMissing};
 pub(crate) use library::{Library, Opaque};
 pub(crate) use names::{Attribute, Code, Kind};
@@ -182,14 +184,14 @@ fn find(
     let file = cache_folder().map(|folder| files::path(&folder.join("cudnn"), &whole));
     if let Some(json) = file.as_deref().and_then(|file| files::read(file, &whole)) {
         // A plan that the library no longer reads is looked for again.
-        if let Ok(plan) = Plan::from_json(library, handle.raw, &json)
+        if let Ok(plan) = Plan::from_json(library, Target::Handle(handle.raw), &json)
             && plan.workspace() <= MOST_WORKSPACE
         {
             return Ok(plan);
         }
     }
     let operations = build(library)?;
-    let plan = Plan::search(library, handle.raw, &operations, MOST_WORKSPACE, key)?;
+    let plan = Plan::search(library, Target::Handle(handle.raw), &operations, MOST_WORKSPACE, key)?;
     if let (Some(file), Ok(Some(json))) = (file, plan.json()) {
         // A cache that cannot be written is no reason to fail.
         let _ = files::write(&file, &whole, &json);
