@@ -24,4 +24,4 @@ pub(crate) mod sampling;
 pub use attention::{AttentionPath, attention_by};
 pub use canny::{CannyRule, canny};
 pub use compile::{CompileError, set_cache_folder};
-pub use conv2d::{ConvPath, conv2d_by};
+pub use conv2d::{CONV_VARIABLE, ConvPath, conv2d_by};

@@ -1,9 +1,9 @@
 //! Convolution by cuDNN: one graph of the convolution, its bias, a residual and SiLU, or what of it an engine fuses.
 
-use candle_core::{DType, Result, Tensor};
-
 use std::fmt::Write as _;
 use std::sync::Arc;
+
+use candle_core::{DType, Result, Tensor};
 
 use super::super::cudnn::{
     self, Attribute, Code, Descriptor, Draft, Kind, Library, Plan, TensorSpec, pointwise,
@@ -31,8 +31,9 @@ struct Fused {
 
 const BARE: Fused = Fused { bias_rows: 0, residual: false, silu: false };
 
-/// By cuDNN, if there is one and it takes the problem.
-pub(super) fn convolve(problem: &Prepared) -> Result<Option<Tensor>> {
+/// By cuDNN, if there is one and it takes the problem; with all that follows the sums in its own kernel if it may
+/// `fuse` and does.
+pub(super) fn convolve(problem: &Prepared, fuse: bool) -> Result<Option<Tensor>> {
     let Some(element) = element(problem) else { return Ok(None) };
     let device = launch::device(problem.x.tensor())?;
     let sizes = seen(&problem.sizes);
@@ -41,15 +42,10 @@ pub(super) fn convolve(problem: &Prepared) -> Result<Option<Tensor>> {
         let build = |library| operations(library, &sizes, element, fused);
         cudnn::plan(&device, &name(&sizes, problem.dtype, fused), build)
     };
-    let (plan, fused): (Arc<Plan>, Fused) = match plan(wanted) {
-        Some(found) => (found, wanted),
-        // Then the rest is a pass of its own.
-        None if wanted != BARE => match plan(BARE) {
-            Some(found) => (found, BARE),
-            None => return Ok(None),
-        },
-        None => return Ok(None),
-    };
+    let found = if fuse { plan(wanted).map(|plan| (plan, wanted)) } else { None };
+    // Else the rest is a pass of its own.
+    let found = found.or_else(|| Some((plan(BARE)?, BARE)));
+    let Some((plan, fused)) = found else { return Ok(None) };
     // cuDNN reads no picture that is not there.
     let doubled;
     let x = if problem.sizes.upsampled {
@@ -70,12 +66,12 @@ pub(super) fn convolve(problem: &Prepared) -> Result<Option<Tensor>> {
     unsafe { cudnn::run(&device, &plan, &arguments) }?;
     let finished = fused == wanted && (wanted.silu || problem.activation == Activation::Identity);
     if finished {
-        return Ok(Some(y.into_tensor()));
+        Ok(Some(y.into_tensor()))
+    } else if fused == BARE {
+        own::finish(problem, y).map(Some)
+    } else {
+        crate::activate(y.tensor(), problem.activation).map(Some)
     }
-    if fused == BARE {
-        return own::finish(problem, y).map(Some);
-    }
-    crate::activate(y.tensor(), problem.activation).map(Some)
 }
 
 /// The element's name, if the problem is one for cuDNN: 16-bit types, whole vectors of channels on both sides.
@@ -272,5 +268,80 @@ mod tests {
         let doubled = seen(&Sizes { upsampled: true, ..sizes() });
         assert_eq!((doubled.height, doubled.width, doubled.upsampled), (128, 96, false));
         assert_eq!(seen(&sizes()), sizes());
+    }
+
+    /// A square picture convolved so that only the stride changes its size; a stride of 2 pads as a VAE does.
+    fn square(batch: usize, side: usize, channels: usize, out: usize, kernel: usize, stride: usize) -> Sizes {
+        let half = kernel / 2;
+        let before = if stride == 2 { 0 } else { half };
+        let padding = Padding { top: before, left: before, bottom: half, right: half };
+        let geometry = Conv2dGeometry { stride, padding };
+        let (out_height, out_width) = geometry.output(side, side, kernel, kernel).unwrap();
+        let (height, width, kernel_height, kernel_width) = (side, side, kernel, kernel);
+        let upsampled = false;
+        Sizes {
+            batch,
+            height,
+            width,
+            channels,
+            out_height,
+            out_width,
+            out,
+            kernel_height,
+            kernel_width,
+            geometry,
+            upsampled,
+        }
+    }
+
+    /// A plan, by cuDNN's own account, and the same from its text.
+    fn planned(sizes: &Sizes, dtype: DType, fused: Fused) -> Option<cudnn::Result<()>> {
+        let (library, card) = cudnn::without_a_card::h100()?;
+        let target = cudnn::Target::Properties(&card);
+        let element = if dtype == DType::BF16 { Code::BFLOAT16 } else { Code::HALF };
+        let name = name(sizes, dtype, fused);
+        Some(operations(library, sizes, element, fused).and_then(|operations| {
+            let plan = cudnn::Plan::search(library, target, &operations, cudnn::MOST_WORKSPACE, &name)?;
+            let json = plan.json()?.unwrap();
+            let again = cudnn::Plan::from_json(library, target, &json)?;
+            assert_eq!(again.workspace(), plan.workspace(), "{name}");
+            Ok(())
+        }))
+    }
+
+    #[test]
+    fn cudnn_takes_every_convolution_of_sdxl_on_an_h100() {
+        for sizes in [
+            square(2, 128, 320, 320, 3, 1),
+            square(2, 128, 320, 320, 3, 2),
+            square(16, 64, 640, 640, 3, 1),
+            square(2, 32, 2560, 1280, 3, 1),
+            square(3, 33, 1280, 1280, 3, 1),
+            square(1, 1024, 128, 128, 3, 1),
+            square(2, 64, 1920, 640, 1, 1),
+        ] {
+            for dtype in [DType::BF16, DType::F16] {
+                let Some(plan) = planned(&sizes, dtype, BARE) else { return };
+                plan.unwrap();
+            }
+        }
+    }
+
+    #[test]
+    #[allow(clippy::print_stderr, reason = "a test says what it skips")]
+    fn cudnn_fuses_what_follows_a_convolution_on_an_h100() {
+        for (bias_rows, residual, silu) in
+            [(1, false, false), (2, false, false), (1, true, false), (1, true, true)]
+        {
+            let fused = Fused { bias_rows, residual, silu };
+            match planned(&square(2, 128, 320, 320, 3, 1), DType::BF16, fused) {
+                None => return,
+                // It compiles these for the card, and needs the library of a real driver for that.
+                Some(Err(why)) if why.to_string().contains("none was offered") => {
+                    eprintln!("not tested: {why}")
+                }
+                Some(plan) => plan.unwrap(),
+            }
+        }
     }
 }

@@ -6,6 +6,8 @@
 mod cudnn;
 mod own;
 
+use std::sync::OnceLock;
+
 use candle_core::{DType, Error, Result, Tensor, bail};
 
 use super::launch::{self, Dense};
@@ -46,8 +48,11 @@ impl<'a> Problem<'a> {
 /// Who convolves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ConvPath {
-    /// NVIDIA's cuDNN.
+    /// NVIDIA's cuDNN, with bias, residual and SiLU in the convolution's own kernel, which it compiles for the card,
+    /// or after it where it does not fuse them.
     Cudnn,
+    /// cuDNN, with all of that in a pass of its own after one of the kernels that it brings along.
+    CudnnBare,
     /// The kernel of this crate.
     Own,
 }
@@ -159,12 +164,34 @@ impl Prepared {
     }
 }
 
-/// By the best path that takes it.
+/// The variable that names who convolves where there is a choice: `cudnn` (if it is not set), `cudnn-bare` or `own`.
+/// For measurements of whole networks.
+pub const CONV_VARIABLE: &str = "DARKROOM_CONV";
+
+/// Whom [`CONV_VARIABLE`] names; read once.
+fn preferred() -> ConvPath {
+    static PREFERRED: OnceLock<ConvPath> = OnceLock::new();
+    *PREFERRED.get_or_init(|| match std::env::var(CONV_VARIABLE).as_deref() {
+        Ok("own") => ConvPath::Own,
+        Ok("cudnn-bare") => ConvPath::CudnnBare,
+        _ => ConvPath::Cudnn,
+    })
+}
+
+/// By the preferred path, or by the one that takes everything.
 pub(crate) fn convolve(problem: &Problem<'_>) -> Result<Tensor> {
     let prepared = Prepared::of(problem)?;
-    match cudnn::convolve(&prepared)? {
+    match by(preferred(), &prepared)? {
         Some(y) => Ok(y),
         None => own::convolve(&prepared),
+    }
+}
+
+fn by(path: ConvPath, problem: &Prepared) -> Result<Option<Tensor>> {
+    match path {
+        ConvPath::Cudnn => cudnn::convolve(problem, true),
+        ConvPath::CudnnBare => cudnn::convolve(problem, false),
+        ConvPath::Own => own::convolve(problem).map(Some),
     }
 }
 
@@ -215,11 +242,8 @@ pub fn conv2d_by(
         bail!("conv2d_by: residual {:?} is not {output:?}", residual.map(Tensor::shape));
     }
     let prepared = Prepared::of(&Problem { x, weight, bias, residual, activation, geometry, upsampled })?;
-    match path {
-        ConvPath::Own => own::convolve(&prepared),
-        ConvPath::Cudnn => cudnn::convolve(&prepared)?.ok_or_else(|| {
-            let library = super::cudnn::cudnn().map(|cudnn| cudnn.version);
-            Error::msg(format!("conv2d_by: cuDNN ({library:?}) does not take {}", cudnn::key(&prepared)))
-        }),
-    }
+    by(path, &prepared)?.ok_or_else(|| {
+        let library = super::cudnn::cudnn().map(|cudnn| cudnn.version);
+        Error::msg(format!("conv2d_by: cuDNN ({library:?}) does not take {}", cudnn::key(&prepared)))
+    })
 }

@@ -219,4 +219,44 @@ mod tests {
             assert!(tile.shared() <= 99 << 10, "{tile:?}");
         }
     }
+
+    #[test]
+    #[allow(clippy::print_stderr, reason = "a test says what it skips")]
+    fn what_follows_bare_sums_in_a_pass_of_its_own_is_what_follows_them_at_once() {
+        use super::super::Problem;
+        use crate::cpu::oracle::random;
+        use crate::device::{self, DeviceName};
+        let device = match device::open(DeviceName::Cuda(0)) {
+            Ok((device, _)) => device,
+            Err(why) => return eprintln!("not tested: {why}"),
+        };
+        for (dtype, error) in [(DType::BF16, 1e-2), (DType::F16, 2e-3)] {
+            let there =
+                |dims: &[usize], dtype| random(dims).to_dtype(dtype).unwrap().to_device(&device).unwrap();
+            let (x, weight) = (there(&[2, 9, 7, 16], dtype), there(&[40, 3, 3, 16], dtype));
+            let residual = there(&[2, 9, 7, 40], dtype);
+            let geometry = Conv2dGeometry { stride: 1, padding: Padding::all(1) };
+            // One bias for all samples, and one for each.
+            for bias in [there(&[40], DType::F32), there(&[2, 40], DType::F32)] {
+                let bare = Problem::new(&x, &weight, None, geometry);
+                let bare = convolve(&Prepared::of(&bare).unwrap()).unwrap();
+                let whole = Problem {
+                    residual: Some(&residual),
+                    activation: crate::Activation::Silu,
+                    ..Problem::new(&x, &weight, Some(&bias), geometry)
+                };
+                let whole = Prepared::of(&whole).unwrap();
+                let once = convolve(&whole).unwrap();
+                let twice = finish(&whole, Dense::of(&bare).unwrap()).unwrap();
+                let host = |t: &Tensor| {
+                    t.to_dtype(DType::F32).unwrap().to_device(&candle_core::Device::Cpu).unwrap()
+                };
+                let (once, twice) = (host(&once), host(&twice));
+                let norm =
+                    |t: &Tensor| t.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
+                let apart = norm(&(&once - &twice).unwrap()) / norm(&once);
+                assert!(apart <= error, "{dtype:?}, bias {:?}: {apart:e}", bias.shape());
+            }
+        }
+    }
 }
