@@ -81,12 +81,6 @@ impl Draft {
         unsafe { self.set(attribute, Type::INT64, values.len(), values.as_ptr().cast()) }
     }
 
-    /// A 32-bit number.
-    pub(crate) fn i32(self, attribute: Attribute, value: i32) -> Result<Self> {
-        // SAFETY: one value of this type.
-        unsafe { self.set(attribute, Type::INT32, 1, (&raw const value).cast()) }
-    }
-
     /// A flag.
     pub(crate) fn bool(self, attribute: Attribute, value: bool) -> Result<Self> {
         // SAFETY: one value; C's `bool` is Rust's.
