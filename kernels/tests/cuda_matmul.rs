@@ -3,6 +3,7 @@
 //! Where there is no card the tests end early and say so; `DARKROOM_TEST_CUDA=1` makes that a failure.
 #![cfg(feature = "cuda")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
+#![allow(clippy::print_stderr, reason = "what was not tested is said")]
 
 mod support;
 
@@ -10,8 +11,8 @@ use candle_core::{DType, Device, Tensor};
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use darkroom_kernels::device::{self, DeviceName};
 use darkroom_kernels::{
-    Fp8Scaling, Fp8Weight, LowRank, Precision, add_linear_to_rows, add_low_rank_to_rows, linear, linear_add,
-    linear_at, linear_fp8, quantize_fp8, supports_fp8,
+    Fp8Scaling, Fp8Weight, LowRank, Precision, Replays, add_linear_to_rows, add_low_rank_to_rows, linear,
+    linear_add, linear_at, linear_fp8, quantize_fp8, supports_fp8,
 };
 use proptest::prelude::*;
 use support::random;
@@ -128,7 +129,7 @@ proptest! {
             Precision::Full,
         ).unwrap();
         // Where the types differ, x is rounded to the weight's.
-        let rounded = if stored == DType::F32 { dtype } else if dtype == DType::BF16 { dtype } else { stored };
+        let rounded = if stored == DType::F32 || dtype == DType::BF16 { dtype } else { stored };
         assert_close(&got, &expected, rounded);
     }
 
@@ -205,6 +206,33 @@ fn a_row_in_a_batch_is_the_row_alone() {
             assert_close(&all.narrow(0, row, 1).unwrap(), &alone, dtype);
         }
     }
+}
+
+#[test]
+fn a_recorded_layer_reads_weights_of_another_stream_and_converts_them_each_time() {
+    let Some(card) = card() else { return };
+    let dtype = DType::BF16;
+    let on = |x: Tensor| x.to_device(&card).unwrap();
+    let weight = on(numbers(3, &[48, 64], dtype));
+    let bias = on(numbers(4, &[48], DType::F32));
+    let (down, up) = (on(numbers(5, &[8, 64], DType::F32)), on(numbers(6, &[48, 8], dtype)));
+    let step = |x: &Tensor| {
+        let y = linear_add(x, &weight, Some(&bias), None, Precision::Full)?;
+        let groups = [LowRank { rows: 1..3, down: &down, up: &up, scale: 0.5 }];
+        add_low_rank_to_rows(&y, x, &groups, Precision::Full)?;
+        Ok(y)
+    };
+    let replays = Replays::new(2);
+    for seed in 0..5 {
+        let x = on(numbers(seed + 20, &[4, 16, 64], dtype));
+        let replayed = replays.call(&(), &[&x], &|inputs| step(&inputs[0])).unwrap();
+        assert_eq!(
+            distance(&replayed, &step(&x).unwrap()),
+            0.0,
+            "call {seed}: the same kernels on the same numbers"
+        );
+    }
+    assert_eq!(replays.recorded(), 1);
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use candle_core::{CudaDevice, DType, Error, Result, Tensor, bail};
 
 use super::library::{self, Addresses};
+use super::operand::operand;
 use super::plan::{Problem, Scales};
 use crate::Fp8Scaling;
 use crate::cuda::compile::{Source, function};
@@ -121,13 +122,13 @@ pub(crate) fn linear(
     let library = library::of(&device)?;
     let mut library = library.lock().unwrap_or_else(PoisonError::into_inner);
     let problem = problem([m, n, k], dtype, fused.is_some(), residual.is_some(), scaling);
-    let [x_values, x_scales, weight_values, weight_scales] =
-        [x.values, x.scales, weight.values, weight.scales].map(Dense::of);
-    let (x_values, weight_values) = (x_values?, weight_values?);
-    let (x_scales, weight_scales) = (x_scales?, weight_scales?);
-    let bias = fused.map(|bias| Dense::of(&bias.to_dtype(dtype)?)).transpose()?;
-    let residual = residual.map(Dense::of).transpose()?;
-    let y = Dense::unset(dims, dtype, x_values.tensor().device())?;
+    let on = x.values.device();
+    let as_is = |x: &Tensor| operand(x, x.dtype(), on);
+    let (x_values, weight_values) = (as_is(x.values)?, as_is(weight.values)?);
+    let (x_scales, weight_scales) = (as_is(x.scales)?, as_is(weight.scales)?);
+    let bias = fused.map(|bias| operand(bias, dtype, on)).transpose()?;
+    let residual = residual.map(as_is).transpose()?;
+    let y = Dense::unset(dims, dtype, on)?;
     let address = |of: &Option<Dense>| of.as_ref().map_or(0, Dense::address);
     let at = Addresses {
         weight: weight_values.address(),
@@ -138,7 +139,7 @@ pub(crate) fn linear(
         scales: [weight_scales.address(), x_scales.address()],
     };
     // SAFETY: as in `super::linear`; there is a scale for each row, or one for all, as the problem says.
-    if !unsafe { library.multiply(&problem, at) }? {
+    if !unsafe { library.multiply(&device.cuda_stream(), &problem, at) }? {
         bail!("fp8: cuBLASLt has no 8-bit product of {m} x {k} and {n} x {k} to {dtype:?} on this card");
     }
     let y = y.into_tensor();

@@ -1,4 +1,4 @@
-//! cuBLASLt on one stream: its handle, its workspace, and the plans of the products that were formed there.
+//! cuBLASLt on one card: its handle, and the plans of the products that were formed there.
 //!
 //! Below [`super`], which knows tensors; here are addresses only.
 
@@ -6,19 +6,19 @@ use std::collections::HashMap;
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use candle_core::{CudaDevice, Error, Result, bail};
+use candle_core::{CudaDevice, Error, Result};
 use cudarc::cublaslt::{result, sys};
 use cudarc::driver::sys::{CUdevice_attribute, CUstreamCaptureStatus};
-use cudarc::driver::{CudaSlice, CudaStream, DevicePtr};
+use cudarc::driver::{CudaStream, DevicePtr};
 
-use super::plan::{Plan, Problem, Scales};
+use super::plan::{Algorithm, Plan, Problem, Scales};
 use super::tune;
 
-/// What NVIDIA recommends as workspace, on Hopper and later and before.
+/// The most workspace that NVIDIA recommends, on Hopper and later and before.
 const WORKSPACE_BYTES: usize = 32 << 20;
 const OLDER_WORKSPACE_BYTES: usize = 4 << 20;
 
-/// Plans kept for a stream. A network at one size and batch has about thirty.
+/// Plans kept for a card. A network at one size and batch has about thirty.
 const MOST_PLANS: usize = 1024;
 
 /// Where the operands of one product lie.
@@ -38,11 +38,11 @@ pub(super) struct Addresses {
     pub(super) scales: [u64; 2],
 }
 
-/// One stream's cuBLASLt.
+/// One card's cuBLASLt.
 pub(super) struct Library {
     handle: sys::cublasLtHandle_t,
-    workspace: CudaSlice<u8>,
-    stream: Arc<CudaStream>,
+    /// The most workspace that an algorithm may want.
+    workspace: usize,
     /// `None`: cuBLASLt has nothing for it.
     plans: HashMap<Problem, Option<Plan>>,
 }
@@ -58,44 +58,30 @@ impl Drop for Library {
     }
 }
 
-/// A stream and its library.
-type Known = (Arc<CudaStream>, Arc<Mutex<Library>>);
+/// A card's number and its library.
+type Known = (usize, Arc<Mutex<Library>>);
 
-/// The library of `device`'s stream. Made at the first call, which must not be while a graph is captured: the workspace
-/// would belong to the graph.
+/// The library of `device`'s card, whose context is made this thread's.
 pub(super) fn of(device: &CudaDevice) -> Result<Arc<Mutex<Library>>> {
     static ALL: OnceLock<Mutex<Vec<Known>>> = OnceLock::new();
     let stream = device.cuda_stream();
-    stream.context().bind_to_thread().map_err(Error::wrap)?;
+    let context = stream.context();
+    context.bind_to_thread().map_err(Error::wrap)?;
     let mut all = ALL.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some((_, library)) = all.iter().find(|(known, _)| Arc::ptr_eq(known, &stream)) {
+    if let Some((_, library)) = all.iter().find(|(known, _)| *known == context.ordinal()) {
         return Ok(Arc::clone(library));
     }
-    // A stream that only this list, its library and its workspace hold runs nothing any more, no captured graph either.
-    all.retain(|(stream, library)| Arc::strong_count(stream) > 3 || Arc::strong_count(library) > 1);
-    let library = Arc::new(Mutex::new(Library::new(&stream)?));
-    all.push((stream, Arc::clone(&library)));
+    let major = context
+        .attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)
+        .map_err(Error::wrap)?;
+    let workspace = if major >= 9 { WORKSPACE_BYTES } else { OLDER_WORKSPACE_BYTES };
+    let handle = result::create_handle().map_err(Error::wrap)?;
+    let library = Arc::new(Mutex::new(Library { handle, workspace, plans: HashMap::new() }));
+    all.push((context.ordinal(), Arc::clone(&library)));
     Ok(library)
 }
 
 impl Library {
-    fn new(stream: &Arc<CudaStream>) -> Result<Self> {
-        if is_capturing(stream)? {
-            bail!(
-                "the first matrix product of a device cannot be captured in a graph: run the network once before"
-            );
-        }
-        let major = stream
-            .context()
-            .attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)
-            .map_err(Error::wrap)?;
-        let bytes = if major >= 9 { WORKSPACE_BYTES } else { OLDER_WORKSPACE_BYTES };
-        // SAFETY: cuBLASLt writes what it reads there.
-        let workspace = unsafe { stream.alloc(bytes) }.map_err(Error::wrap)?;
-        let handle = result::create_handle().map_err(Error::wrap)?;
-        Ok(Self { handle, workspace, stream: Arc::clone(stream), plans: HashMap::new() })
-    }
-
     /// Whether it is known that cuBLASLt has nothing for this.
     pub(super) fn refused(&self, problem: &Problem) -> bool {
         matches!(self.plans.get(problem), Some(None))
@@ -103,52 +89,49 @@ impl Library {
 
     /// Whether cuBLASLt has an algorithm for this.
     pub(super) fn offers(&self, problem: &Problem) -> Result<bool> {
-        Ok(Plan::find(self.handle, problem, self.workspace.len())?.is_some())
+        Ok(Plan::find(self.handle, problem, self.workspace)?.is_some())
     }
 
-    /// Queues the product. `false`: cuBLASLt has nothing for it.
+    /// Queues the product in `stream`. `false`: cuBLASLt has nothing for it.
     ///
     /// # Safety
     /// At the addresses lies memory of the device of the sizes and types that the problem says, aligned as it says,
     /// and it stays until the stream has come past this product.
-    pub(super) unsafe fn multiply(&mut self, problem: &Problem, at: Addresses) -> Result<bool> {
-        // SAFETY: as the caller promises.
-        if !unsafe { self.prepare(problem, at) }? {
-            return Ok(false);
+    pub(super) unsafe fn multiply(
+        &mut self,
+        stream: &Arc<CudaStream>,
+        problem: &Problem,
+        at: Addresses,
+    ) -> Result<bool> {
+        if !self.plans.contains_key(problem) {
+            // SAFETY: as the caller promises.
+            unsafe { self.prepare(stream, problem, at) }?;
         }
         let Some(Some(plan)) = self.plans.get(problem) else { return Ok(false) };
-        // SAFETY: as the caller promises; the workspace is used by this stream's products alone, one after another.
-        unsafe { self.call().run(problem, plan, &plan.algorithm, at) }?;
+        // SAFETY: as the caller promises.
+        unsafe { Call { handle: self.handle, stream }.run(problem, plan, &plan.algorithm, at) }?;
         Ok(true)
     }
 
-    /// Makes the plan of `problem` if it is new, timed on `at`'s operands where timing is on. `false`: there is none.
+    /// Makes the plan of `problem`, timed on `at`'s operands where timing is on.
     ///
     /// # Safety
     /// As [`Library::multiply`].
-    unsafe fn prepare(&mut self, problem: &Problem, at: Addresses) -> Result<bool> {
-        if let Some(known) = self.plans.get(problem) {
-            return Ok(known.is_some());
-        }
+    unsafe fn prepare(&mut self, stream: &Arc<CudaStream>, problem: &Problem, at: Addresses) -> Result<()> {
         if self.plans.len() >= MOST_PLANS {
             self.plans.clear();
         }
-        let mut found = Plan::find(self.handle, problem, self.workspace.len())?;
+        let mut found = Plan::find(self.handle, problem, self.workspace)?;
         if let Some((plan, others)) = &mut found
             && !others.is_empty()
-            && !is_capturing(&self.stream)?
+            && !is_capturing(stream)?
         {
+            let call = Call { handle: self.handle, stream };
             // SAFETY: as the caller promises; nothing is being captured.
-            plan.algorithm = unsafe { tune::fastest(&self.call(), problem, plan, others, at) }?;
+            plan.algorithm = unsafe { tune::fastest(&call, problem, plan, others, at) }?;
         }
-        let there = found.is_some();
         self.plans.insert(*problem, found.map(|(plan, _)| plan));
-        Ok(there)
-    }
-
-    fn call(&self) -> Call<'_> {
-        let (workspace, _used) = self.workspace.device_ptr(&self.stream);
-        Call { handle: self.handle, stream: &self.stream, workspace, bytes: self.workspace.len() }
+        Ok(())
     }
 }
 
@@ -156,12 +139,11 @@ impl Library {
 pub(super) struct Call<'a> {
     handle: sys::cublasLtHandle_t,
     pub(super) stream: &'a Arc<CudaStream>,
-    workspace: u64,
-    bytes: usize,
 }
 
 impl Call<'_> {
-    /// Queues `plan` with `algorithm`.
+    /// Queues `plan` with `algorithm`. What workspace it wants is taken from the stream's memory for this call: a graph
+    /// then owns its own, and is not disturbed by what runs beside it.
     ///
     /// # Safety
     /// As [`Library::multiply`]; the algorithm is one that the heuristic gave for this plan.
@@ -169,9 +151,14 @@ impl Call<'_> {
         &self,
         problem: &Problem,
         plan: &Plan,
-        algorithm: &sys::cublasLtMatmulAlgo_t,
+        algorithm: &Algorithm,
         at: Addresses,
     ) -> Result<()> {
+        let workspace = (algorithm.workspace > 0)
+            // SAFETY: cuBLASLt writes what it reads there.
+            .then(|| unsafe { self.stream.alloc::<u8>(algorithm.workspace) }.map_err(Error::wrap))
+            .transpose()?;
+        let place = workspace.as_ref().map_or(0, |workspace| workspace.device_ptr(self.stream).0);
         if problem.bias {
             plan.operation.set(super::plan::BIAS_POINTER, &at.bias)?;
         }
@@ -198,9 +185,9 @@ impl Call<'_> {
                 plan.y.0,
                 at.y as *mut c_void,
                 plan.y.0,
-                algorithm,
-                self.workspace as *mut c_void,
-                self.bytes,
+                &raw const algorithm.algorithm,
+                place as *mut c_void,
+                algorithm.workspace,
                 self.stream.cu_stream().cast(),
             )
         }

@@ -3,6 +3,7 @@
 use candle_core::{CudaDevice, DType, Result, Tensor};
 use cudarc::driver::DeviceRepr;
 
+use super::operand::operand;
 use crate::LowRank;
 use crate::cuda::compile::{Source, function};
 use crate::cuda::launch::{self, Dense, launch};
@@ -102,8 +103,8 @@ fn add_some(
     // Held until both launches are queued.
     let mut factors = Vec::with_capacity(groups.len());
     for (to, group) in all.0.iter_mut().zip(groups) {
-        let dense = |factor: &Tensor| Dense::of(&factor.to_dtype(dtype)?);
-        let (down, up) = (dense(group.down)?, dense(group.up)?);
+        let (down, up) =
+            (operand(group.down, dtype, target.device())?, operand(group.up, dtype, target.device())?);
         let rows = group.rows.len() * each;
         *to = Group {
             down: down.address(),

@@ -12,8 +12,8 @@
 //! - The algorithm is the heuristic's first choice, kept per problem. By default it is chosen among those that sum over
 //!   `k` in one block, in order: a row then does not depend on how many others there are through how its sum is split
 //!   (tile sizes still follow `m`). [`set_tuning`] allows the others, or a choice by the clock.
-//! - Each stream has a handle and a workspace of 32 MiB (4 before Hopper), made at its first product; nothing else is
-//!   allocated here but results, so that all of it can be captured in a graph after one run.
+//! - All of it can be captured in a graph: results, conversions and workspaces (up to 32 MiB where an algorithm wants
+//!   one, 4 before Hopper) are memory of the activations' stream, and weights may belong to another.
 //!
 //! # Where a step's work is
 //!
@@ -36,6 +36,7 @@
 pub(crate) mod fp8;
 mod library;
 pub(crate) mod low_rank;
+mod operand;
 mod plan;
 mod tune;
 
@@ -45,6 +46,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use candle_core::{DType, Result, Tensor};
 
 use self::library::Addresses;
+use self::operand::operand;
 use self::plan::{Problem, Scales};
 use super::launch::{self, Dense};
 
@@ -110,11 +112,11 @@ pub(crate) fn linear(
     if let Some(last) = dims.last_mut() {
         *last = n;
     }
-    let dense = |x: &Tensor, dtype| Dense::of(&x.to_dtype(dtype)?);
-    let (x_in, weight) = (dense(x, factors)?, Dense::of(weight)?);
-    let bias = bias.map(|bias| dense(bias, result)).transpose()?;
-    let residual = residual.map(|residual| dense(residual, result)).transpose()?;
-    let y = Dense::unset(dims, result, x.device())?;
+    let on = x.device();
+    let (x_in, weight) = (operand(x, factors, on)?, operand(weight, factors, on)?);
+    let bias = bias.map(|bias| operand(bias, result, on)).transpose()?;
+    let residual = residual.map(|residual| operand(residual, result, on)).transpose()?;
+    let y = Dense::unset(dims, result, on)?;
     let address = |of: &Option<Dense>| of.as_ref().map_or(0, Dense::address);
     let at = Addresses {
         weight: weight.address(),
@@ -126,10 +128,10 @@ pub(crate) fn linear(
     };
     // SAFETY: the tensors have the types and, by the caller's checks, the sizes that the problem says, and `Dense`
     // aligns them. Memory is given back in the order of the stream, after this product.
-    if !unsafe { library.multiply(&problem, at) }? {
+    if !unsafe { library.multiply(&device.cuda_stream(), &problem, at) }? {
         return Ok(None);
     }
-    y.into_tensor().to_dtype(x.dtype()).map(Some)
+    operand::result(y, x.dtype()).map(Some)
 }
 
 /// `target[first ..] += x · weightᵀ` in place, rows counted along the first dimension. The caller has checked shapes
@@ -138,10 +140,9 @@ pub(crate) fn add_to_rows(target: &Tensor, first: usize, x: &Tensor, weight: &Te
     let device = launch::device(target)?;
     let (n, k) = weight.dims2()?;
     let m = x.elem_count() / k;
-    let (factors, result) = (weight.dtype(), target.dtype());
-    if result_type(factors, result) != result {
-        return Ok(false);
-    }
+    // What is added to decides the type: a result in another could not be added in place.
+    let result = target.dtype();
+    let factors = if result_type(weight.dtype(), result) == result { weight.dtype() } else { result };
     let rows = target.dims().first().copied().unwrap_or(1).max(1);
     let start = first * (target.elem_count() / rows) * result.size_in_bytes();
     let y = launch::first_address(target)? + start as u64;
@@ -163,8 +164,9 @@ pub(crate) fn add_to_rows(target: &Tensor, first: usize, x: &Tensor, weight: &Te
     if library.refused(&problem) {
         return Ok(false);
     }
-    let (x, weight) = (Dense::of(&x.to_dtype(factors)?)?, Dense::of(weight)?);
+    let on = target.device();
+    let (x, weight) = (operand(x, factors, on)?, operand(weight, factors, on)?);
     let at = Addresses { weight: weight.address(), x: x.address(), bias: 0, residual: y, y, scales: [0; 2] };
     // SAFETY: as in `linear`; the rows from `first` lie inside the target by the caller's checks.
-    unsafe { library.multiply(&problem, at) }
+    unsafe { library.multiply(&device.cuda_stream(), &problem, at) }
 }

@@ -139,7 +139,15 @@ pub(super) struct Plan {
     pub(super) weight: Matrix,
     pub(super) x: Matrix,
     pub(super) y: Matrix,
+    pub(super) algorithm: Algorithm,
+}
+
+/// One of cuBLASLt's ways to form a product.
+#[derive(Clone, Copy)]
+pub(super) struct Algorithm {
     pub(super) algorithm: sys::cublasLtMatmulAlgo_t,
+    /// Bytes that it wants beside the operands.
+    pub(super) workspace: usize,
 }
 
 /// Algorithms that the heuristic is asked for where they are timed.
@@ -151,7 +159,7 @@ impl Plan {
         handle: sys::cublasLtHandle_t,
         problem: &Problem,
         workspace: usize,
-    ) -> Result<Option<(Self, Vec<sys::cublasLtMatmulAlgo_t>)>> {
+    ) -> Result<Option<(Self, Vec<Algorithm>)>> {
         let &Problem { m, n, k, factors, result, .. } = problem;
         // Sums in f32, and products of f32 numbers without rounding them to TF32.
         let operation = Operation::new(sys::cublasComputeType_t::CUBLAS_COMPUTE_32F)?;
@@ -216,7 +224,10 @@ impl Plan {
         let usable = |found: &sys::cublasLtMatmulHeuristicResult_t| {
             found.state == CUBLAS_STATUS_SUCCESS && found.workspaceSize <= workspace
         };
-        let mut algorithms = found.into_iter().filter(usable).map(|found| found.algo);
+        let mut algorithms = found
+            .into_iter()
+            .filter(usable)
+            .map(|found| Algorithm { algorithm: found.algo, workspace: found.workspaceSize });
         let Some(algorithm) = algorithms.next() else { return Ok(None) };
         Ok(Some((Self { operation, weight, x, y, algorithm }, algorithms.collect())))
     }

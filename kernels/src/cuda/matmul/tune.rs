@@ -1,11 +1,10 @@
 //! Choosing among the heuristic's algorithms by timing them, where that is asked for.
 
 use candle_core::{Error, Result};
-use cudarc::cublaslt::sys;
 use cudarc::driver::sys::CUevent_flags::CU_EVENT_DEFAULT;
 
 use super::library::{Addresses, Call};
-use super::plan::{Plan, Problem};
+use super::plan::{Algorithm, Plan, Problem};
 
 /// Runs of each algorithm, of which the fastest counts.
 const RUNS: usize = 4;
@@ -19,9 +18,9 @@ pub(super) unsafe fn fastest(
     call: &Call<'_>,
     problem: &Problem,
     plan: &Plan,
-    others: &[sys::cublasLtMatmulAlgo_t],
+    others: &[Algorithm],
     at: Addresses,
-) -> Result<sys::cublasLtMatmulAlgo_t> {
+) -> Result<Algorithm> {
     let bytes = problem.m * problem.n * problem.result.size_in_bytes();
     // Results go to a place of their own: one that is added to in place would be added to again and again.
     // SAFETY: it is written before anything reads it, or what is read does not count.
