@@ -216,7 +216,7 @@ fn a_recorded_layer_reads_weights_of_another_stream_and_converts_them_each_time(
     let weight = on(numbers(3, &[48, 64], dtype));
     let bias = on(numbers(4, &[48], DType::F32));
     let (down, up) = (on(numbers(5, &[8, 64], DType::F32)), on(numbers(6, &[48, 8], dtype)));
-    let step = |x: &Tensor| {
+    let step = |x: &Tensor| -> darkroom_kernels::Result<Tensor> {
         let y = linear_add(x, &weight, Some(&bias), None, Precision::Full)?;
         let groups = [LowRank { rows: 1..3, down: &down, up: &up, scale: 0.5 }];
         add_low_rank_to_rows(&y, x, &groups, Precision::Full)?;
