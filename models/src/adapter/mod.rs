@@ -9,23 +9,22 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{Tensor, bail};
-use darkroom_kernels::{Precision, add_linear_to_rows};
 
 /// What changes in one layer.
 #[derive(Debug, Clone)]
 pub enum LayerAdapter {
     /// `y + up · (down · x)`.
     LowRank {
-        /// `[rank, in]`, of a convolution `[rank, height, width, in]`; `f32`.
+        /// `[rank, in]`, of a convolution `[rank, height, width, in]`; in the type of the network's activations.
         down: Tensor,
-        /// `[out, rank]`, strengths and scales included; `f32`.
+        /// `[out, rank]`, strengths and scales included; in the same type.
         up: Tensor,
     },
     /// The layer with other weights; what is `None` stays.
     Replaced {
         /// In the order and type of the layer's own.
         weight: Option<Tensor>,
-        /// `[out]`, `f32`.
+        /// `[out]`, in the type of the network's activations.
         bias: Option<Tensor>,
     },
 }
@@ -109,36 +108,48 @@ impl Adapters {
         self.groups.iter().filter_map(move |(rows, adapter)| Some((rows, adapter.get(layer)?)))
     }
 
-    /// Changes `y`, which `layer` made of `x` and added `residual` to, in the rows that want it. `apply(x, weight, bias)` is what the layer
-    /// does; `None` stands for its own weight or bias. Both tensors have a batch's rows as first dimension.
+    /// Changes `y`, which `layer` made of `x` and added `residual` to, in the rows that want it. `replace(x, weight, bias)`
+    /// is what the layer does; `None` stands for its own weight or bias. `add(y, factors)` adds low-rank changes to `y` in
+    /// place. All tensors have a batch's rows as first dimension.
     pub(crate) fn apply(
         &self,
         layer: &str,
         x: &Tensor,
         y: Tensor,
         residual: Option<&Tensor>,
-        precision: Precision,
-        apply: impl Fn(&Tensor, Option<&Tensor>, Option<&Tensor>) -> candle_core::Result<Tensor>,
-        low: impl Fn(&Tensor, &Tensor) -> candle_core::Result<Tensor>,
+        replace: impl Fn(&Tensor, Option<&Tensor>, Option<&Tensor>) -> candle_core::Result<Tensor>,
+        add: impl FnOnce(&Tensor, &[Factors<'_>]) -> candle_core::Result<()>,
     ) -> candle_core::Result<Tensor> {
+        let mut factors = Vec::new();
         for (rows, change) in self.at(layer) {
             if rows.end > x.dim(0)? {
                 bail!("adapter for rows {rows:?} of a batch of {}", x.dim(0)?);
             }
-            let part = x.narrow(0, rows.start, rows.len())?;
             match change {
-                LayerAdapter::LowRank { down, up } => {
-                    add_linear_to_rows(&y, rows.start, &low(&part, down)?, up, precision)?;
-                }
+                LayerAdapter::LowRank { down, up } => factors.push(Factors { rows, down, up }),
                 LayerAdapter::Replaced { weight, bias } => {
-                    let mut replaced = apply(&part, weight.as_ref(), bias.as_ref())?;
+                    let part = |tensor: &Tensor| tensor.narrow(0, rows.start, rows.len());
+                    let mut replaced = replace(&part(x)?, weight.as_ref(), bias.as_ref())?;
                     if let Some(residual) = residual {
-                        replaced = (replaced + residual.narrow(0, rows.start, rows.len())?)?;
+                        replaced = (replaced + part(residual)?)?;
                     }
                     y.slice_set(&replaced.contiguous()?, 0, rows.start)?;
                 }
             }
         }
+        if !factors.is_empty() {
+            add(&y, &factors)?;
+        }
         Ok(y)
     }
+}
+
+/// A low-rank change of some rows.
+pub(crate) struct Factors<'a> {
+    /// Which.
+    pub(crate) rows: &'a Range<usize>,
+    /// `[rank, in]`, of a convolution `[rank, height, width, in]`.
+    pub(crate) down: &'a Tensor,
+    /// `[out, rank]`
+    pub(crate) up: &'a Tensor,
 }

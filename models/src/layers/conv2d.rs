@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
 use darkroom_kernels::{
-    Conv2dGeometry, Padding, Precision, conv2d_add, conv2d_at, conv2d_upsampled_2x, upsample_nearest_2x,
+    Conv2dGeometry, Padding, Precision, add_linear_to_rows, conv2d_add, conv2d_at, conv2d_upsampled_2x,
+    upsample_nearest_2x,
 };
 
-use crate::adapter::Adapters;
+use crate::adapter::{Adapters, Factors};
 use crate::weights::{Weights, WeightsError};
 
 /// A square convolution with bias over `[b, h, w, inputs]`.
@@ -91,12 +92,17 @@ impl Conv2d {
             x,
             y,
             residual,
-            precision,
             |x, weight, bias| {
                 let (weight, bias) = (weight.unwrap_or(&self.weight), bias.unwrap_or(&self.bias));
                 conv2d_at(x, weight, Some(bias), geometry, precision)
             },
-            |x, down| conv2d_at(x, down, None, geometry, precision),
+            |y, factors| {
+                factors.iter().try_for_each(|Factors { rows, down, up }| {
+                    let part = x.narrow(0, rows.start, rows.len())?;
+                    let low = conv2d_at(&part, down, None, geometry, precision)?;
+                    add_linear_to_rows(y, rows.start, &low, up, precision)
+                })
+            },
         )
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use candle_core::Tensor;
-use darkroom_kernels::{Precision, linear_add, linear_at};
+use darkroom_kernels::{LowRank, Precision, add_low_rank_to_rows, linear_add, linear_at};
 
 use crate::adapter::Adapters;
 use crate::weights::{Weights, WeightsError};
@@ -69,7 +69,6 @@ impl Linear {
             x,
             y,
             residual,
-            self.precision,
             |x, weight, bias| {
                 let (out, inputs) = self.weight.dims2()?;
                 // A 1×1 convolution's weight may come in its own shape.
@@ -77,7 +76,21 @@ impl Linear {
                 let weight = weight.as_ref().unwrap_or(&self.weight);
                 linear_at(x, weight, bias.or(self.bias.as_ref()), self.precision)
             },
-            |x, down| linear_at(x, &down.flatten_from(1)?, None, self.precision),
+            |y, factors| {
+                let downs = factors.iter().map(|change| change.down.flatten_from(1));
+                let downs = downs.collect::<candle_core::Result<Vec<_>>>()?;
+                let groups: Vec<LowRank<'_>> = factors
+                    .iter()
+                    .zip(&downs)
+                    .map(|(change, down)| LowRank {
+                        rows: change.rows.clone(),
+                        down,
+                        up: change.up,
+                        scale: 1.0,
+                    })
+                    .collect();
+                add_low_rank_to_rows(y, x, &groups, self.precision)
+            },
         )
     }
 }

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use candle_core::{DType, Tensor, bail};
-use darkroom_kernels::{Activation, Precision, add_row_shift, group_norm, group_norm_shifted, layer_norm};
+use darkroom_kernels::{Activation, add_row_shift, group_norm, group_norm_shifted, layer_norm};
 
-use crate::adapter::Adapters;
+use crate::adapter::{Adapters, Factors};
 use crate::weights::{Weights, WeightsError};
 
 /// Group normalisation with an activation fused behind it.
@@ -38,7 +38,7 @@ impl GroupNorm {
             let (weight, bias) = (weight.unwrap_or(&self.weight), bias.unwrap_or(&self.bias));
             group_norm(x, self.groups, weight, bias, self.eps, self.activation)
         };
-        adapters.apply(&self.name, x, norm(x, None, None)?, None, Precision::Full, norm, no_low_rank)
+        adapters.apply(&self.name, x, norm(x, None, None)?, None, norm, no_low_rank)
     }
 }
 
@@ -78,11 +78,11 @@ impl LayerNorm {
         let norm = |x: &Tensor, weight: Option<&Tensor>, bias: Option<&Tensor>| {
             layer_norm(x, weight.unwrap_or(&self.weight), bias.unwrap_or(&self.bias), self.eps)
         };
-        adapters.apply(&self.name, x, norm(x, None, None)?, None, Precision::Full, norm, no_low_rank)
+        adapters.apply(&self.name, x, norm(x, None, None)?, None, norm, no_low_rank)
     }
 }
 
-fn no_low_rank(_: &Tensor, _: &Tensor) -> candle_core::Result<Tensor> {
+fn no_low_rank(_: &Tensor, _: &[Factors<'_>]) -> candle_core::Result<()> {
     bail!("a norm's scale has no low-rank change")
 }
 

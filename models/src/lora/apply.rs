@@ -21,10 +21,11 @@ enum MergedType {
 }
 
 impl MergedType {
-    fn of(self, stored: &Tensor) -> DType {
+    fn of(self, base: &Kept, stored: &Tensor) -> DType {
         match self {
             Self::Stored => stored.dtype(),
-            Self::Full => DType::F32,
+            // What the network computes in: more would be rounded at every step.
+            Self::Full => base.activations(),
         }
     }
 }
@@ -39,8 +40,8 @@ pub fn merge(base: &Kept, stack: &Stack<'_>) -> Result<HashMap<String, Tensor>, 
     merge_to(base, stack, MergedType::Stored)
 }
 
-/// The same without the rounding, in `f32` whatever the stored type: what is drawn with these weights equals what
-/// [`adapter`]s draw.
+/// The same without the rounding, in `f32` whatever the stored type (on GPUs in the type that the network computes in):
+/// what is drawn with these weights equals what [`adapter`]s draw.
 ///
 /// # Errors
 /// As [`merge`].
@@ -79,7 +80,7 @@ pub fn adapter(base: &Kept, stack: &Stack<'_>) -> Result<NetworkAdapter, LoraErr
     let mut layers = HashMap::new();
     for layer in changed_layers(&stack) {
         let patches = patches(&stack, layer);
-        let change = match concatenated(&patches)? {
+        let change = match concatenated(&patches, base.activations())? {
             Some(change) => change,
             None => replaced(base, layer, &patches)?,
         };
@@ -125,7 +126,7 @@ fn merged_weight(
     if patches.iter().any(|(patch, _)| patch.weight.is_some() && patch.shape != kept.shape()) {
         return Err(other_model(base, layer));
     }
-    let merged_type = merged_type.of(&kept.tensor);
+    let merged_type = merged_type.of(base, &kept.tensor);
     if let Some(low_rank) = all_low_rank(&changes)? {
         let merged = blocks::merged(&kept.tensor, &low_rank, merged_type)?;
         if merged.is_some() {
@@ -171,11 +172,11 @@ fn merged_bias(
         }
         bias = (bias + change.to_dtype(DType::F32)?.affine(strength, 0.0)?)?;
     }
-    Ok(Some(bias.to_dtype(merged_type.of(&kept.tensor))?))
+    Ok(Some(bias.to_dtype(merged_type.of(base, &kept.tensor))?))
 }
 
-/// One pair of factors for all of `patches`; `None` when one of them is anything but low-rank.
-fn concatenated(patches: &[(&Patch, f64)]) -> Result<Option<LayerAdapter>, LoraError> {
+/// One pair of factors of type `dtype` for all of `patches`; `None` when one of them is anything but low-rank.
+fn concatenated(patches: &[(&Patch, f64)], dtype: DType) -> Result<Option<LayerAdapter>, LoraError> {
     let mut downs = Vec::with_capacity(patches.len());
     let mut ups = Vec::with_capacity(patches.len());
     for (patch, strength) in patches {
@@ -183,7 +184,8 @@ fn concatenated(patches: &[(&Patch, f64)]) -> Result<Option<LayerAdapter>, LoraE
         downs.push(down.to_dtype(DType::F32)?);
         ups.push(up.to_dtype(DType::F32)?.affine(strength * scale, 0.0)?);
     }
-    Ok(Some(LayerAdapter::LowRank { down: Tensor::cat(&downs, 0)?, up: Tensor::cat(&ups, 1)? }))
+    let (down, up) = (Tensor::cat(&downs, 0)?.to_dtype(dtype)?, Tensor::cat(&ups, 1)?.to_dtype(dtype)?);
+    Ok(Some(LayerAdapter::LowRank { down: down.contiguous()?, up: up.contiguous()? }))
 }
 
 /// The layer with its merged weight and bias, both unrounded.
