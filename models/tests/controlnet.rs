@@ -147,6 +147,24 @@ fn sd15_controlnets_equal_diffusers_alone_and_together() {
 }
 
 #[test]
+fn the_first_residuals_alone_are_those_of_the_whole_pass_to_the_bit() {
+    for (model, name) in [("sdxl", "sdxl"), ("sdxl", "sdxl_small"), ("sd15", "sd15_shuffle")] {
+        let net = open(name, &unet(model).0);
+        let cases = Cases::open(&format!("controlnet/{model}_cases.safetensors"));
+        let (case, hint) = (Case::open(&cases, "odd"), hint(&cases, "odd.a.hint"));
+        let whole = residuals(&net, &case, &hint);
+        let hint = net.embed_hint(&hint).unwrap();
+        for count in 1..=whole.skips.len() {
+            let first = net.forward_shallow(&case.input(), &hint, count).unwrap();
+            assert_eq!(first.len(), count);
+            for (first, whole) in first.iter().zip(&whole.skips) {
+                assert_close(&format!("{name}, {count}"), first, whole, 0.0);
+            }
+        }
+    }
+}
+
+#[test]
 fn averaged_residuals_are_the_same_everywhere() {
     let (base, _) = unet("sd15");
     let net = open("sd15_shuffle", &base);

@@ -11,7 +11,9 @@ mod support;
 
 use candle_core::{DType, Device, Tensor};
 use darkroom_models::adapter::Adapters;
-use darkroom_models::unet::{FreeU, UNet2DConditionModel, UNetConfig, UNetInput};
+use darkroom_models::unet::{
+    FreeU, FreeUScales, ShallowFeatures, UNet2DConditionModel, UNetConfig, UNetFeatures, UNetInput,
+};
 use support::{BATCH_TOLERANCE, Cases, REFERENCE_TOLERANCE, assert_close, folder, relative_error};
 
 fn unet(name: &str) -> UNet2DConditionModel {
@@ -163,6 +165,88 @@ fn residuals_reach_the_output_and_wrong_ones_are_refused() {
         features.add(&residuals)
     });
     assert!(too_few.unwrap_err().to_string().contains("residuals"));
+}
+
+/// A whole pass, and copies of what comes from below at each skip, the stem's first.
+fn observed(unet: &UNet2DConditionModel, input: &UNetInput<'_>, free_u: &FreeU) -> (Tensor, Vec<Tensor>) {
+    let mut below = Vec::new();
+    let double = |features: &mut UNetFeatures| features.add(&features.clone());
+    let output = unet
+        .forward_observed(input, free_u, double, |skip, x| {
+            below.push((skip, x.force_contiguous()?));
+            Ok(())
+        })
+        .unwrap();
+    let numbers: Vec<usize> = below.iter().map(|(skip, _)| *skip).collect();
+    assert_eq!(numbers, (0..unet.config().skip_count()).rev().collect::<Vec<_>>());
+    (output, below.into_iter().rev().map(|(_, x)| x).collect())
+}
+
+#[test]
+fn a_shallow_pass_on_features_of_the_same_input_is_the_whole_pass_to_the_bit() {
+    let scales = FreeUScales { backbone: [1.3, 1.4], skip: [0.9, 0.2] };
+    for name in ["sdxl", "sd15"] {
+        let (unet, cases) = (unet(name), Cases::open(&format!("unet_{name}.safetensors")));
+        for case in ["batch", "odd"] {
+            let case = Case::open(&cases, case);
+            for free_u in [FreeU::default(), FreeU::new(vec![(0, scales)])] {
+                let (whole, below) = observed(&unet, &case.input(), &free_u);
+                let (height, width) = (case.latent.dim(2).unwrap(), case.latent.dim(3).unwrap());
+                for (branch, below) in below.into_iter().enumerate() {
+                    let bytes = below.elem_count() * below.dtype().size_in_bytes();
+                    let rows = below.dim(0).unwrap();
+                    assert_eq!(bytes, rows * unet.kept_bytes(branch, height, width), "{name}, {branch}");
+                    let double = |features: &mut ShallowFeatures| {
+                        assert_eq!(features.skips.len(), branch + 1);
+                        for skip in &mut features.skips {
+                            *skip = (&*skip + &*skip)?;
+                        }
+                        Ok(())
+                    };
+                    let shallow =
+                        unet.forward_shallow(&case.input(), &free_u, branch, below, double).unwrap();
+                    assert_close(&format!("{name}, cut at {branch}"), &shallow, &whole, 0.0);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_below_the_cut_and_what_is_above_both_count_in_a_shallow_pass() {
+    let (unet, cases) = (unet("sdxl"), Cases::open("unet_sdxl.safetensors"));
+    let case = Case::open(&cases, "batch");
+    let (whole, below) = observed(&unet, &case.input(), &FreeU::default());
+    let mut later = case.clone();
+    later.latent = (&later.latent * 0.8).unwrap();
+    for (branch, below) in below.into_iter().enumerate() {
+        let shallow = |case: &Case, below: Tensor| {
+            unet.forward_shallow(&case.input(), &FreeU::default(), branch, below, |_| Ok(())).unwrap()
+        };
+        let same = shallow(&case, below.clone());
+        assert!(relative_error(&same, &whole) > 1e-3, "{branch}: the residuals do nothing");
+        assert!(relative_error(&shallow(&later, below.clone()), &same) > 1e-3, "{branch}");
+        assert!(relative_error(&shallow(&case, (below * 0.8).unwrap()), &same) > 1e-3, "{branch}");
+    }
+}
+
+#[test]
+fn a_cut_that_is_not_there_and_features_that_do_not_fit_are_refused() {
+    let (unet, cases) = (unet("sdxl"), Cases::open("unet_sdxl.safetensors"));
+    let case = Case::open(&cases, "batch");
+    let (_, below) = observed(&unet, &case.input(), &FreeU::default());
+    let refused = |branch: usize, below: Tensor| {
+        let shallow = unet.forward_shallow(&case.input(), &FreeU::default(), branch, below, |_| Ok(()));
+        shallow.unwrap_err().to_string()
+    };
+    let count = unet.config().skip_count();
+    for branch in [count, usize::MAX] {
+        assert!(refused(branch, below[0].clone()).contains("cannot be cut"), "{branch}");
+    }
+    for (branch, below) in below.iter().enumerate() {
+        assert!(refused(branch, below.narrow(0, 0, 1).unwrap()).contains("kept features"), "{branch}");
+        assert!(refused(branch, below.narrow(1, 1, 1).unwrap()).contains("kept features"), "{branch}");
+    }
 }
 
 #[test]

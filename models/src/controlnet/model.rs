@@ -13,7 +13,7 @@ use crate::adapter::Adapters;
 use crate::arithmetic::{ComputeType, Range};
 use crate::checkpoint::{Twins, canonical_names, classify};
 use crate::layers::{Linear, channels_last};
-use crate::unet::{ConditionEmbedding, UNetConfig, UNetEncoder, UNetFeatures, UNetInput};
+use crate::unet::{Condition, ConditionEmbedding, UNetConfig, UNetEncoder, UNetFeatures, UNetInput};
 use crate::weights::{Stored, Transform, WeightFile, Weights, WeightsError};
 
 /// What a diffusers folder calls its weights.
@@ -132,6 +132,26 @@ impl ControlNet {
     /// `hint` is [`ControlNet::embed_hint`]'s, `[b, h, w, c]`: a row a row of the input. Rows do not influence
     /// each other. The input's adapters, which change the UNet, do not count here.
     pub fn forward(&self, input: &UNetInput<'_>, hint: &Tensor) -> candle_core::Result<UNetFeatures> {
+        let (condition, stem) = self.enter(input, hint)?;
+        let UNetFeatures { skips, middle } = self.encoder.forward(stem, &condition)?;
+        let skips = self.project_skips(skips)?;
+        Ok(UNetFeatures { skips, middle: self.project(&middle, &self.middle_projection)? })
+    }
+
+    /// The first `count` skips of [`ControlNet::forward`], and nothing below them: what a shallow pass of the UNet
+    /// takes.
+    pub fn forward_shallow(
+        &self,
+        input: &UNetInput<'_>,
+        hint: &Tensor,
+        count: usize,
+    ) -> candle_core::Result<Vec<Tensor>> {
+        let (condition, stem) = self.enter(input, hint)?;
+        self.project_skips(self.encoder.first_skips(stem, &condition, count)?)
+    }
+
+    /// The embedded conditioning, and the first convolution's output with the hint added.
+    fn enter(&self, input: &UNetInput<'_>, hint: &Tensor) -> candle_core::Result<(Condition, Tensor)> {
         let (batch, channels, height, width) = input.latent.dims4()?;
         let needed = &self.config.unet;
         if channels != needed.in_channels || batch == 0 || height == 0 || width == 0 {
@@ -150,13 +170,12 @@ impl ControlNet {
         let condition = self.embedding.forward(&UNetInput { adapters, ..*input })?;
         let stem = self.encoder.stem(&channels_last(input.latent)?.to_dtype(self.activations)?, adapters)?;
         let stem = (stem + hint.to_dtype(self.activations)?)?;
-        let UNetFeatures { skips, middle } = self.encoder.forward(stem, &condition)?;
-        let skips = skips
-            .into_iter()
-            .zip(&self.projections)
-            .map(|(skip, projection)| self.project(&skip, projection))
-            .collect::<candle_core::Result<_>>()?;
-        Ok(UNetFeatures { skips, middle: self.project(&middle, &self.middle_projection)? })
+        Ok((condition, stem))
+    }
+
+    fn project_skips(&self, skips: Vec<Tensor>) -> candle_core::Result<Vec<Tensor>> {
+        let projected = skips.into_iter().zip(&self.projections);
+        projected.map(|(skip, projection)| self.project(&skip, projection)).collect()
     }
 
     fn project(&self, feature: &Tensor, projection: &Linear) -> candle_core::Result<Tensor> {

@@ -83,19 +83,24 @@ impl DownBlock {
         })
     }
 
-    /// `[b, h, w, c] -> [b, h/2, w/2, c']` (the last level keeps the size); pushes its skips.
+    /// `[b, h, w, c] -> [b, h/2, w/2, c']` (the last level keeps the size); pushes its skips, and goes no further
+    /// than until there are `most` of them.
     pub(super) fn forward(
         &self,
         x: Tensor,
         condition: &Condition,
         skips: &mut Vec<Tensor>,
+        most: usize,
     ) -> candle_core::Result<Tensor> {
         let mut x = x;
         for stage in &self.stages {
+            if skips.len() >= most {
+                return Ok(x);
+            }
             x = stage.forward(x, condition)?;
             skips.push(x.clone());
         }
-        if let Some(downsampler) = &self.downsampler {
+        if let (Some(downsampler), true) = (&self.downsampler, skips.len() < most) {
             x = downsampler.forward(&x, &condition.adapters)?;
             skips.push(x.clone());
         }
@@ -160,16 +165,18 @@ impl UpBlock {
     }
 
     /// `[b, h, w, c] -> [b, h', w', c']` with the size of the skip that the next level takes first; pops its
-    /// own skips. `adjust` may change what comes from below and the skip before they are joined.
+    /// own skips. `adjust` may change what comes from below and the skip before they are joined. The first
+    /// `passed_over` stages are left out; `x` is then what comes from below to the next one.
     pub(super) fn forward(
         &self,
         x: Tensor,
         condition: &Condition,
         skips: &mut Vec<Tensor>,
-        adjust: impl Fn(Tensor, Tensor) -> candle_core::Result<(Tensor, Tensor)>,
+        passed_over: usize,
+        mut adjust: impl FnMut(Tensor, Tensor) -> candle_core::Result<(Tensor, Tensor)>,
     ) -> candle_core::Result<Tensor> {
         let mut x = x;
-        for stage in &self.stages {
+        for stage in self.stages.iter().skip(passed_over) {
             let Some(skip) = skips.pop() else { bail!("UNet: the features lack a skip") };
             let (below, skip) = adjust(x, skip)?;
             let joined = concat_channels(&below, &skip)?;

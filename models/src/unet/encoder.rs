@@ -65,12 +65,22 @@ impl UNetFeatures {
         }
         let own = self.skips.iter().chain([&self.middle]);
         for (own, residual) in own.zip(residuals.skips.iter().chain([&residuals.middle])) {
-            for (from, to) in runs {
-                add_to_rows(own, *to, &residual.narrow(0, from.start, from.len())?)?;
-            }
+            add_runs(own, residual, runs)?;
         }
         Ok(())
     }
+}
+
+/// Adds rows of `residual` to rows of `own`, in place.
+pub(super) fn add_runs(
+    own: &Tensor,
+    residual: &Tensor,
+    runs: &[(Range<usize>, usize)],
+) -> candle_core::Result<()> {
+    for (from, to) in runs {
+        add_to_rows(own, *to, &residual.narrow(0, from.start, from.len())?)?;
+    }
+    Ok(())
 }
 
 /// `conv_in`, the down blocks and the middle block.
@@ -106,11 +116,31 @@ impl UNetEncoder {
 
     /// From the stem's output to all features.
     pub(crate) fn forward(&self, stem: Tensor, condition: &Condition) -> candle_core::Result<UNetFeatures> {
+        let (x, skips) = self.descend(stem, condition, usize::MAX)?;
+        Ok(UNetFeatures { skips, middle: self.middle.forward(x, condition)? })
+    }
+
+    /// From the stem's output to the first `most` skips, and nothing below them.
+    pub(crate) fn first_skips(
+        &self,
+        stem: Tensor,
+        condition: &Condition,
+        most: usize,
+    ) -> candle_core::Result<Vec<Tensor>> {
+        Ok(self.descend(stem, condition, most)?.1)
+    }
+
+    fn descend(
+        &self,
+        stem: Tensor,
+        condition: &Condition,
+        most: usize,
+    ) -> candle_core::Result<(Tensor, Vec<Tensor>)> {
         let mut skips = vec![stem.clone()];
         let mut x = stem;
         for block in &self.down {
-            x = block.forward(x, condition, &mut skips)?;
+            x = block.forward(x, condition, &mut skips, most)?;
         }
-        Ok(UNetFeatures { skips, middle: self.middle.forward(x, condition)? })
+        Ok((x, skips))
     }
 }

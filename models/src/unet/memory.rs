@@ -23,6 +23,25 @@ impl UNet2DConditionModel {
     pub fn forward_bytes(&self, rows: usize, height: usize, width: usize, tokens: usize) -> usize {
         bytes(self.config(), self.activations().size_in_bytes(), rows, height, width, tokens)
     }
+
+    /// Bytes of what one row of a pass of `height × width` cells hands up at skip number `branch`: what step caching
+    /// keeps of it. A pass that is cut there takes no more beside it than [`UNet2DConditionModel::forward_bytes`].
+    ///
+    /// SDXL's at 1024 × 1024, cut below the outermost blocks, are 42 MB.
+    pub fn kept_bytes(&self, branch: usize, height: usize, width: usize) -> usize {
+        let elements = kept_elements(self.config(), branch, height, width);
+        usize::try_from(elements).unwrap_or(usize::MAX).saturating_mul(ELEMENT)
+    }
+}
+
+fn kept_elements(config: &UNetConfig, branch: usize, height: usize, width: usize) -> u128 {
+    let Some(Plan { channels, positions }) = Plan::new(config, height, width) else { return 0 };
+    let level = branch / (config.layers_per_block + 1);
+    let (Some(own), Some(positions)) = (channels.get(level), positions.get(level)) else { return 0 };
+    // The level's first stage on the way up takes what the level below, or the middle, made.
+    let opens = branch % (config.layers_per_block + 1) == config.layers_per_block;
+    let channels = if opens { channels.get(level + 1).unwrap_or(own) } else { own };
+    positions * channels
 }
 
 fn bytes(
@@ -214,6 +233,16 @@ mod tests {
     fn sdxl_takes_what_its_documentation_says() {
         let bytes = bytes(&sdxl(), 4, 2, 128, 128, 77);
         assert!((510_000_000..530_000_000).contains(&bytes), "{bytes}");
+    }
+
+    #[test]
+    fn what_is_kept_of_sdxl_is_what_its_documentation_says() {
+        let kept = |branch| kept_elements(&sdxl(), branch, 128, 128);
+        assert_eq!(kept(0), 128 * 128 * 320);
+        assert_eq!(kept(2), 128 * 128 * 640);
+        assert_eq!(kept(5), 64 * 64 * 1280);
+        assert_eq!(kept(8), 32 * 32 * 1280);
+        assert_eq!(kept(9), 0);
     }
 
     #[test]

@@ -13,11 +13,11 @@ mod memory;
 mod model;
 mod transformer;
 
-pub(crate) use condition::ConditionEmbedding;
 pub use condition::UNetInput;
+pub(crate) use condition::{Condition, ConditionEmbedding};
 pub use config::{AdditionConfig, SIZE_IDS, UNetConfig};
 pub(crate) use encoder::UNetEncoder;
 pub use encoder::UNetFeatures;
 pub use free_u::{FreeU, FreeUScales};
 pub(crate) use memory::encoder_elements;
-pub use model::UNet2DConditionModel;
+pub use model::{ShallowFeatures, UNet2DConditionModel};

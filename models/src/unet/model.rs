@@ -10,6 +10,10 @@ use super::{FreeU, UNetConfig, UNetFeatures, UNetInput};
 use crate::layers::{Conv2d, GroupNorm, channels_first, channels_last};
 use crate::weights::{Weights, WeightsError};
 
+mod shallow;
+
+pub use shallow::ShallowFeatures;
+
 /// diffusers' `UNet2DConditionModel`, for the configs that [`UNetConfig`] can express.
 #[derive(Debug, Clone)]
 pub struct UNet2DConditionModel {
@@ -72,6 +76,28 @@ impl UNet2DConditionModel {
         free_u: &FreeU,
         adjust: impl FnOnce(&mut UNetFeatures) -> candle_core::Result<()>,
     ) -> candle_core::Result<Tensor> {
+        self.forward_observed(input, free_u, adjust, |_, _| Ok(()))
+    }
+
+    /// The same, with `observe` shown what comes from below at every skip, `[b, h, w, c]`, and the skip's number: the
+    /// stem's has 0 and comes last. What is to be kept of it must be copied: FreeU changes it in place.
+    pub fn forward_observed(
+        &self,
+        input: &UNetInput<'_>,
+        free_u: &FreeU,
+        adjust: impl FnOnce(&mut UNetFeatures) -> candle_core::Result<()>,
+        observe: impl FnMut(usize, &Tensor) -> candle_core::Result<()>,
+    ) -> candle_core::Result<Tensor> {
+        let (condition, stem) = self.enter(input)?;
+        let mut features = self.encoder.forward(stem, &condition)?;
+        adjust(&mut features)?;
+        let UNetFeatures { skips, middle } = features;
+        let x = self.ascend((0, 0), middle, skips, &condition, free_u, observe)?;
+        self.leave(&x, &condition)
+    }
+
+    /// The embedded conditioning, and the first convolution's output, `[b, h, w, c]`.
+    fn enter(&self, input: &UNetInput<'_>) -> candle_core::Result<(Condition, Tensor)> {
         let (batch, channels, height, width) = input.latent.dims4()?;
         if channels != self.config.in_channels || batch == 0 || height == 0 || width == 0 {
             bail!(
@@ -83,23 +109,35 @@ impl UNet2DConditionModel {
         let condition = self.embedding.forward(input)?;
         let latent = channels_last(input.latent)?.to_dtype(self.activations)?;
         let stem = self.encoder.stem(&latent, input.adapters)?;
-        let mut features = self.encoder.forward(stem, &condition)?;
-        adjust(&mut features)?;
-        self.decode(features, &condition, free_u)
+        Ok((condition, stem))
     }
 
-    fn decode(
+    /// The upward half from a stage of an up block on, to which `x` comes from below.
+    fn ascend(
         &self,
-        features: UNetFeatures,
+        (first_block, first_stage): (usize, usize),
+        x: Tensor,
+        mut skips: Vec<Tensor>,
         condition: &Condition,
         free_u: &FreeU,
+        mut observe: impl FnMut(usize, &Tensor) -> candle_core::Result<()>,
     ) -> candle_core::Result<Tensor> {
         let first = self.config.block_out_channels[0];
-        let UNetFeatures { mut skips, middle: mut x } = features;
-        for block in &self.up {
-            x = block.forward(x, condition, &mut skips, |x, skip| free_u.apply(first, x, skip))?;
+        let (mut x, mut skip_number) = (x, skips.len());
+        for (index, block) in self.up.iter().enumerate().skip(first_block) {
+            let passed_over = if index == first_block { first_stage } else { 0 };
+            x = block.forward(x, condition, &mut skips, passed_over, |x, skip| {
+                skip_number = skip_number.saturating_sub(1);
+                observe(skip_number, &x)?;
+                free_u.apply(first, x, skip)
+            })?;
         }
-        let x = self.norm_out.forward(&x, &condition.adapters)?;
+        Ok(x)
+    }
+
+    /// The output, `[b, out_channels, h, w]` in `f32`, of what the upward half made.
+    fn leave(&self, x: &Tensor, condition: &Condition) -> candle_core::Result<Tensor> {
+        let x = self.norm_out.forward(x, &condition.adapters)?;
         channels_first(&self.conv_out.forward(&x, &condition.adapters)?.to_dtype(DType::F32)?)
     }
 }
