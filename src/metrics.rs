@@ -29,6 +29,7 @@ labels!(/** Pictures: completed, failed, cancelled, cached. */ ByOutcome { model
 labels!(/** Tasks. */ ByStatus { kind: &'static str, status: &'static str });
 labels!(/** By cache: prompt, bank, workflow. */ ByCache { cache: &'static str });
 labels!(/** Of samples with LoRAs: adapters, merged. */ ByWay { way: &'static str });
+labels!(/** Of rows of step batches: whole, shallow, controlnet. */ ByPass { pass: &'static str });
 labels!(/** By device. */ ByDevice { device: String });
 labels!(/** HTTP requests. */ ByRequest { method: String, route: String, status: u16 });
 labels!(/** By route. */ ByRoute { route: String });
@@ -56,6 +57,7 @@ pub struct Metrics {
     pub cache_misses: Family<ByCache, Counter>,
     pub resident_bytes: Family<ByDevice, Gauge>,
     pub lora_steps: Family<ByWay, Counter>,
+    pub step_rows: Family<ByPass, Counter>,
     pub evictions: Counter,
     pub model_loads: Family<ByModel, Counter>,
     pub http_requests: Family<ByRequest, Counter>,
@@ -95,6 +97,7 @@ impl Default for Metrics {
             cache_misses: Family::default(),
             resident_bytes: Family::default(),
             lora_steps: Family::default(),
+            step_rows: Family::default(),
             evictions: Counter::default(),
             model_loads: Family::default(),
             http_requests: Family::default(),
@@ -136,6 +139,7 @@ impl Metrics {
         r.register("cache_misses", "Not found in a cache", self.cache_misses.clone());
         r.register("resident_bytes", "Weights on a device", self.resident_bytes.clone());
         r.register("lora_steps", "Steps of pictures with LoRAs", self.lora_steps.clone());
+        r.register("step_rows", "Rows that went through networks in steps", self.step_rows.clone());
         r.register("evictions", "Models put out for room", self.evictions.clone());
         r.register("model_loads", "Models loaded", self.model_loads.clone());
         r.register("http_requests", "Requests answered", self.http_requests.clone());

@@ -1,6 +1,7 @@
 //! `pack.json`, the index of a pack's folder: what was asked for and which file shows what. Programs that use a
 //! pack read this file; its fields are only ever added to.
 
+use darkroom_pipelines::Speed;
 use serde::{Deserialize, Serialize};
 
 /// The version of this layout.
@@ -46,6 +47,9 @@ pub struct Settings {
     /// Whether the networks formed their products in bf16.
     #[serde(default)]
     pub bf16: bool,
+    /// What was given up for speed; absent: nothing.
+    #[serde(default, skip_serializing_if = "Speed::is_exact")]
+    pub speed: Speed,
 }
 
 /// One picture of a pack.

@@ -121,6 +121,56 @@ async fn every_field_reaches_the_picture() {
 }
 
 #[tokio::test]
+async fn what_was_given_up_for_speed_is_told_and_the_configuration_decides_where_requests_do_not() {
+    let folder = data();
+    let server = Server::start(folder.path(), ["--speed-guidance-end", "0.5"]);
+    let step_cache = json!({"cache_interval": 3});
+    let both = json!({"guidance_interval": {"start": 0.0, "end": 0.5}, "step_cache": {"cache_interval": 3}});
+    let exact = json!({"guidance_interval": {"start": 0.0, "end": 1.0}});
+    for (fields, told, written) in [
+        (
+            json!({}),
+            json!({"guidance_interval": {"start": 0.0, "end": 0.5}}),
+            Some(", Guidance interval: 0-0.5, Version"),
+        ),
+        (
+            json!({"speed": {"step_cache": step_cache}}),
+            both,
+            Some(", Guidance interval: 0-0.5, DeepCache interval: 3, Version"),
+        ),
+        (json!({"speed": exact}), Value::Null, None),
+    ] {
+        let task = drawn(&server, &with(1, fields)).await;
+        assert_eq!(task["images"][0]["speed"], told);
+        let bytes = server.picture(&task, 0).await;
+        let path = folder.path().join("a.png");
+        std::fs::write(&path, &bytes).unwrap();
+        let text = &read_text_chunks(&path).unwrap()[0].text;
+        match written {
+            Some(part) => assert!(text.contains(part), "'{part}' is not in {text}"),
+            None => assert!(!text.contains("interval"), "{text}"),
+        }
+    }
+    for (speed, field) in [
+        (json!({"guidance_interval": {"start": 0.9, "end": 0.1}}), "speed.guidance_interval"),
+        (json!({"step_cache": {"cache_interval": 0}}), "speed.step_cache.cache_interval"),
+        (
+            json!({"step_cache": {"cache_interval": 2, "cache_branch_id": 64}}),
+            "speed.step_cache.cache_branch_id",
+        ),
+    ] {
+        let response = server.post("/v1/images", &with(1, json!({"speed": speed}))).await;
+        assert_eq!(response.status(), 422);
+        assert_eq!(response.json::<Value>().await.unwrap()["error"]["field"], field);
+    }
+    // What only the model can refuse fails the task, in words.
+    let deep = with(1, json!({"speed": {"step_cache": {"cache_interval": 2, "cache_branch_id": 63}}}));
+    let task: Value = server.post("/v1/images?wait=true", &deep).await.json().await.unwrap();
+    assert_eq!(task["status"], "failed");
+    assert!(task["error"]["message"].as_str().unwrap().contains("cache_branch_id"), "{task}");
+}
+
+#[tokio::test]
 async fn the_file_names_the_loras_and_controlnets_that_it_was_drawn_with() {
     let server = shared(&[]);
     let template =
@@ -174,6 +224,11 @@ async fn a_picture_is_the_one_that_the_command_line_draws_and_its_file_is_always
         (vec!["--negative", "1girl"], json!({"negative_prompt": "1girl"})),
         (vec!["--cfg", "2", "--sampler", "dpmpp_sde"], json!({"cfg": 2, "sampler": "dpmpp_sde"})),
         (vec!["--scheduler", "normal", "--clip-skip", "1"], json!({"scheduler": "normal", "clip_skip": 1})),
+        (vec!["--guidance-interval", "0-0.5"], json!({"speed": {"guidance_interval": {"end": 0.5}}})),
+        (
+            vec!["--cache-interval", "2", "--cache-branch-id", "1"],
+            json!({"speed": {"step_cache": {"cache_interval": 2, "cache_branch_id": 1}}}),
+        ),
     ] {
         let served = picture(&server, &with(1, fields)).await;
         assert_eq!(served, draw(out.path(), &flags).picture(), "{flags:?}");

@@ -8,7 +8,7 @@ use candle_core::Device;
 use darkroom_models::lora::LoraFile;
 use darkroom_models::weights::WeightFile;
 use darkroom_pipelines::noise::BatchPosition;
-use darkroom_pipelines::{ImageRequest, LoraSet, Pipeline, Rounding, Sample, Source, StackedLora};
+use darkroom_pipelines::{ImageRequest, LoraSet, Pipeline, Rounding, Sample, Source, Speed, StackedLora};
 use serde_json::{Value, json};
 
 use crate::Plan;
@@ -169,5 +169,6 @@ fn request(subject: &Subject, index: usize, steps: usize, loras: Option<Arc<Lora
         source: Source::Empty { width: subject.side, height: subject.side },
         loras,
         controls: Vec::new(),
+        speed: Speed::default(),
     }
 }

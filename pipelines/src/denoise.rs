@@ -3,6 +3,8 @@
 //! Samples of one latent shape go through the network together whatever their prompts, areas, seeds, noise levels,
 //! step counts, samplers, guidance, LoRAs and ControlNets are; each then advances on its own. What comes out
 //! for a sample does not depend on which others were there.
+//!
+//! With step caching, rows that run the whole network and rows that run its outer part go in a call each.
 
 mod controls;
 
@@ -19,6 +21,7 @@ use crate::conditioning::pad_contexts;
 use crate::lora::LoraSet;
 use crate::sample::{Evaluation, Sample};
 use crate::schedule::ModelSampling;
+use crate::step_cache::Pass;
 
 /// A network and its noise schedule: what turns noisy latents into denoised ones.
 pub struct Denoiser<'a> {
@@ -32,15 +35,47 @@ pub struct Denoiser<'a> {
     pub merged: Option<&'a LoraSet>,
 }
 
+/// What a step put through networks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct StepWork {
+    /// Calls of the UNet.
+    pub calls: usize,
+    /// Rows that went through all of it.
+    pub whole_rows: usize,
+    /// Rows that went through its outer part on kept features.
+    pub shallow_rows: usize,
+    /// Rows that went through ControlNets, whole or as far as a shallow pass needs.
+    pub control_rows: usize,
+}
+
 /// One row of the network's batch.
 struct Row<'s> {
     latent: Tensor,
     sigma: f32,
+    /// Its condition's number within its sample.
+    condition: usize,
     placed: &'s Placed,
+    pass: Pass<'s>,
     sampling: &'s ModelSampling,
     /// LoRAs that are not in the network's weights.
     loras: Option<&'s Arc<LoraSet>>,
     free_u: &'s [FreeUScales],
+}
+
+/// What became of a row.
+struct Evaluated {
+    denoised: Tensor,
+    /// What the sample keeps of it, `[h, w, c]`.
+    kept: Option<Tensor>,
+}
+
+/// What one call gave.
+struct Output {
+    /// `[rows, 4, h, w]`.
+    predictions: Tensor,
+    /// Copies of what its rows keep.
+    kept: Vec<Option<Tensor>>,
+    control_rows: usize,
 }
 
 impl Denoiser<'_> {
@@ -48,13 +83,15 @@ impl Denoiser<'_> {
     ///
     /// Parts of latents, which conditions with areas have, go through the network in calls of their own, one for each
     /// shape. No call has more rows than two for each sample, so that what a call takes is known beforehand.
-    pub fn step(&self, batch: &mut [&mut Sample]) -> Result<(), PipelineError> {
+    pub fn step(&self, batch: &mut [&mut Sample]) -> Result<StepWork, PipelineError> {
+        let mut work = StepWork::default();
+        batch.iter_mut().for_each(|sample| sample.drop_stale_features());
         let mut evaluations: Vec<(usize, Evaluation)> = Vec::with_capacity(batch.len());
         for (index, sample) in batch.iter().enumerate() {
             evaluations.extend(sample.next_evaluation()?.map(|evaluation| (index, evaluation)));
         }
         if evaluations.is_empty() {
-            return Ok(());
+            return Ok(work);
         }
         self.check_merged(batch)?;
         // A stable sort: which rows are neighbours depends on the samples alone.
@@ -66,7 +103,7 @@ impl Denoiser<'_> {
         let mut ends = Vec::with_capacity(evaluations.len());
         for (index, Evaluation { latent, sigma }) in &evaluations {
             let guidance = batch[*index].guidance();
-            for placed in guidance.rows(*sigma) {
+            for (condition, placed) in guidance.rows(*sigma) {
                 rows.push(Row {
                     latent: match &placed.part {
                         None => latent.clone(),
@@ -75,7 +112,9 @@ impl Denoiser<'_> {
                         }
                     },
                     sigma: *sigma,
+                    condition,
                     placed,
+                    pass: batch[*index].pass(condition),
                     sampling: guidance.sampling.as_deref().unwrap_or(self.sampling),
                     loras: loras(*index),
                     free_u: &guidance.free_u,
@@ -83,36 +122,58 @@ impl Denoiser<'_> {
             }
             ends.push(rows.len());
         }
-        let denoised = self.denoised(&rows, 2 * evaluations.len())?;
+        let evaluated = self.evaluate_all(&rows, 2 * evaluations.len(), &mut work)?;
+        let conditions: Vec<usize> = rows.iter().map(|row| row.condition).collect();
         drop(rows);
 
+        let mut of_rows = evaluated.into_iter().zip(conditions);
         let mut start = 0;
         for ((index, evaluation), end) in evaluations.iter().zip(ends) {
-            batch[*index].advance(evaluation, &denoised[start..end])?;
+            let (mut denoised, mut kept) = (Vec::with_capacity(end - start), Vec::new());
+            for (row, condition) in of_rows.by_ref().take(end - start) {
+                denoised.push(row.denoised);
+                kept.extend(row.kept.map(|features| (condition, features)));
+            }
+            batch[*index].advance(evaluation, &denoised, kept)?;
             start = end;
         }
-        Ok(())
+        Ok(work)
     }
 
-    /// What each row's latent is without its noise, in calls of one shape and at most `most` rows.
-    fn denoised(&self, rows: &[Row<'_>], most: usize) -> Result<Vec<Tensor>, PipelineError> {
-        let mut shapes: Vec<(&[usize], Vec<usize>)> = Vec::new();
+    /// What each row's latent is without its noise, in calls of one shape, one depth and at most `most` rows.
+    fn evaluate_all(
+        &self,
+        rows: &[Row<'_>],
+        most: usize,
+        work: &mut StepWork,
+    ) -> Result<Vec<Evaluated>, PipelineError> {
+        let mut kinds: Vec<((&[usize], Option<usize>), Vec<usize>)> = Vec::new();
         for (i, row) in rows.iter().enumerate() {
-            match shapes.iter_mut().find(|(dims, _)| *dims == row.latent.dims()) {
+            let own = (row.latent.dims(), row.pass.branch());
+            match kinds.iter_mut().find(|(kind, _)| *kind == own) {
                 Some((_, alike)) => alike.push(i),
-                None => shapes.push((row.latent.dims(), vec![i])),
+                None => kinds.push((own, vec![i])),
             }
         }
-        let mut denoised: Vec<(usize, Tensor)> = Vec::with_capacity(rows.len());
-        for call in shapes.iter().flat_map(|(_, alike)| alike.chunks(most.max(1))) {
-            let of_call: Vec<&Row<'_>> = call.iter().map(|i| &rows[*i]).collect();
-            let output = self.evaluate(&of_call)?;
-            for (i, (index, row)) in call.iter().zip(of_call).enumerate() {
-                denoised.push((*index, row.sampling.denoised(&row.latent, &output.get(i)?, row.sigma)?));
+        let mut evaluated: Vec<(usize, Evaluated)> = Vec::with_capacity(rows.len());
+        for ((_, branch), alike) in &kinds {
+            for call in alike.chunks(most.max(1)) {
+                let of_call: Vec<&Row<'_>> = call.iter().map(|i| &rows[*i]).collect();
+                let Output { predictions, kept, control_rows } = self.evaluate(&of_call, *branch)?;
+                work.calls += 1;
+                work.control_rows += control_rows;
+                match branch {
+                    None => work.whole_rows += call.len(),
+                    Some(_) => work.shallow_rows += call.len(),
+                }
+                for (i, ((index, row), kept)) in call.iter().zip(of_call).zip(kept).enumerate() {
+                    let denoised = row.sampling.denoised(&row.latent, &predictions.get(i)?, row.sigma)?;
+                    evaluated.push((*index, Evaluated { denoised, kept }));
+                }
             }
         }
-        denoised.sort_unstable_by_key(|(index, _)| *index);
-        Ok(denoised.into_iter().map(|(_, tensor)| tensor).collect())
+        evaluated.sort_unstable_by_key(|(index, _)| *index);
+        Ok(evaluated.into_iter().map(|(_, row)| row).collect())
     }
 
     /// Whether a set is not in the network's weights.
@@ -132,8 +193,8 @@ impl Denoiser<'_> {
         })
     }
 
-    /// One network call: `[rows, 4, h, w]`.
-    fn evaluate(&self, rows: &[&Row<'_>]) -> Result<Tensor, PipelineError> {
+    /// One network call, of the whole network or of what is above skip `branch`.
+    fn evaluate(&self, rows: &[&Row<'_>], branch: Option<usize>) -> Result<Output, PipelineError> {
         let latents = rows
             .iter()
             .map(|row| row.sampling.scale_input(&row.latent, row.sigma))
@@ -143,7 +204,7 @@ impl Denoiser<'_> {
         let (context, context_lengths) = pad_contexts(&contexts)?;
         let pooled: Vec<&Tensor> = rows.iter().filter_map(|row| row.placed.text.pooled.as_ref()).collect();
         let sizes: Vec<f32> = rows.iter().filter_map(|row| row.placed.size_ids).flatten().collect();
-        let free_u = rows
+        let free_u: Vec<(usize, FreeUScales)> = rows
             .iter()
             .enumerate()
             .flat_map(|(i, row)| row.free_u.iter().map(move |scales| (i, *scales)))
@@ -167,10 +228,53 @@ impl Denoiser<'_> {
             adapters: &adapters(rows),
         };
         let calls = controls::calls(rows.iter().map(|row| (row.sigma, row.placed.controls.as_slice())));
-        Ok(self.unet.forward_with(&input, &FreeU::new(free_u), |features| {
-            calls.iter().try_for_each(|call| call.add_to(features, &input, self.device))
-        })?)
+        let control_rows = calls.iter().map(controls::Call::rows).sum();
+        let mut kept: Vec<Option<Tensor>> = vec![None; rows.len()];
+        let predictions = match branch {
+            None => self.unet.forward_observed(
+                &input,
+                &FreeU::new(free_u),
+                |features| calls.iter().try_for_each(|call| call.add_to(features, &input, self.device)),
+                |skip, below| keep(rows, skip, below, &mut kept),
+            )?,
+            Some(branch) => {
+                let below = stacked_features(rows, !free_u.is_empty())?;
+                self.unet.forward_shallow(&input, &FreeU::new(free_u), branch, below, |features| {
+                    calls.iter().try_for_each(|call| call.add_to_shallow(features, &input, self.device))
+                })?
+            }
+        };
+        Ok(Output { predictions, kept, control_rows })
     }
+}
+
+/// Copies what rows are to keep of what comes from below at a skip.
+fn keep(
+    rows: &[&Row<'_>],
+    skip: usize,
+    below: &Tensor,
+    kept: &mut [Option<Tensor>],
+) -> candle_core::Result<()> {
+    for (i, (row, kept)) in rows.iter().zip(kept).enumerate() {
+        if matches!(row.pass, Pass::Whole { keep: Some(wanted) } if wanted == skip) {
+            *kept = Some(below.get(i)?.force_contiguous()?);
+        }
+    }
+    Ok(())
+}
+
+/// Kept features of the rows of a shallow call, `[rows, h, w, c]`; `own`: in memory of its own whatever happens.
+fn stacked_features(rows: &[&Row<'_>], own: bool) -> candle_core::Result<Tensor> {
+    let kept: Vec<&Tensor> = rows
+        .iter()
+        .filter_map(|row| match row.pass {
+            Pass::Shallow { below, .. } => Some(below),
+            Pass::Whole { .. } => None,
+        })
+        .collect();
+    let stacked = Tensor::stack(&kept, 0)?;
+    // The stack of one tensor is that tensor.
+    if own && kept.len() == 1 { stacked.force_contiguous() } else { Ok(stacked) }
 }
 
 /// Which rows have which LoRAs.

@@ -3,6 +3,7 @@
 //!
 //! It says which rows the network is to evaluate at a noise level, and makes one denoised latent of them.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
@@ -24,6 +25,8 @@ pub(crate) struct Guidance {
     pub(crate) negative: Option<Vec<Placed>>,
     /// `uncond + (cond - uncond) · scale` on denoised latents.
     pub(crate) scale: f64,
+    /// Noise levels at which the negative prompts are evaluated; `None`: all.
+    pub(crate) interval: Option<RangeInclusive<f32>>,
     /// How far the result's spread is brought back to that of the prompt's (Lin et al. 2024, section 3.4).
     pub(crate) rescale: Option<f64>,
     /// What it is drawn with beside the model.
@@ -43,9 +46,19 @@ pub(crate) struct Guided {
 }
 
 impl Guidance {
-    /// What the network is to evaluate at a noise level: the positive conditions, then the negative ones.
-    pub(crate) fn rows(&self, sigma: f32) -> impl Iterator<Item = &Placed> {
-        self.conditions().filter(move |placed| placed.acts_at(sigma))
+    /// What the network is to evaluate at a noise level: the positive conditions, then the negative ones, each with
+    /// its number among [`Self::conditions`].
+    pub(crate) fn rows(&self, sigma: f32) -> impl Iterator<Item = (usize, &Placed)> {
+        let positive = self.positive.len();
+        let guides = self.guides_at(sigma);
+        let wanted =
+            move |&(index, placed): &(usize, &Placed)| (index < positive || guides) && placed.acts_at(sigma);
+        self.conditions().enumerate().filter(wanted)
+    }
+
+    /// Whether the negative prompts count at a noise level.
+    fn guides_at(&self, sigma: f32) -> bool {
+        self.interval.as_ref().is_none_or(|sigmas| sigmas.contains(&sigma))
     }
 
     pub(crate) fn conditions(&self) -> impl Iterator<Item = &Placed> {
@@ -62,7 +75,7 @@ impl Guidance {
         let positive = self.positive.iter().filter(|placed| placed.acts_at(sigma)).count();
         let (cond, uncond) = predictions.split_at(positive.min(predictions.len()));
         let cond = weigh(active(&self.positive, sigma), cond, x)?;
-        let Some(negative) = &self.negative else {
+        let Some(negative) = self.negative.as_ref().filter(|_| self.guides_at(sigma)) else {
             return Ok(Guided { guided: self.normed(cond.clone(), &cond)?, uncond: None });
         };
         let uncond = weigh(active(negative, sigma), uncond, x)?;

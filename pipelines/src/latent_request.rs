@@ -13,6 +13,7 @@ use crate::picture::Mask;
 use crate::request::{Limits, PIXELS_PER_CELL};
 use crate::sampler::SamplerKind;
 use crate::schedule::{MAX_STEPS, ModelSampling};
+use crate::speed::Speed;
 
 /// Most changes of one kind that follow one another.
 const MAX_PATCHES: usize = 64;
@@ -58,6 +59,8 @@ pub struct LatentRequest {
     pub cfg_norms: Vec<f64>,
     /// `[b1, b2, s1, s2]` of each `FreeU_V2`, one after the other.
     pub free_u: Vec<[f64; 4]>,
+    /// What is given up for speed.
+    pub speed: Speed,
 }
 
 /// Noise that a latent starts with.
@@ -117,6 +120,6 @@ impl LatentRequest {
         if self.cfg_norms.len() > MAX_PATCHES || self.free_u.len() > MAX_PATCHES {
             return refuse("free_u", format!("and cfg_norms are at most {MAX_PATCHES} each"));
         }
-        Ok(())
+        self.speed.validate(self.sampler)
     }
 }

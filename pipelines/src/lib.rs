@@ -25,11 +25,13 @@ pub mod resample;
 mod sample;
 pub mod sampler;
 pub mod schedule;
+mod speed;
+mod step_cache;
 
 pub use condition::{Area, Condition, ConditionMask, MAX_CONDITIONS};
 pub use conditioning::Conditioning;
 pub use control::Control;
-pub use denoise::Denoiser;
+pub use denoise::{Denoiser, StepWork};
 pub use error::PipelineError;
 pub use latent_request::{LatentNoise, LatentRequest};
 pub use lora::{LoraSet, StackedLora};
@@ -38,3 +40,4 @@ pub use pipeline::{Pipeline, PromptText, RequestPrompts, Rounding, SourceLatent,
 pub use preview::LatentPreview;
 pub use request::{ImageRequest, InpaintMode, Limits, PIXELS_PER_CELL, Source};
 pub use sample::Sample;
+pub use speed::{GuidanceInterval, MAX_CACHE_BRANCH, MAX_CACHE_INTERVAL, Speed, StepCache};

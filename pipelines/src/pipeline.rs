@@ -31,7 +31,7 @@ use crate::PipelineError;
 use crate::condition::Placed;
 use crate::conditioning::{self, Conditioning};
 use crate::control::ActiveControl;
-use crate::denoise::Denoiser;
+use crate::denoise::{Denoiser, StepWork};
 use crate::guidance::Guidance;
 use crate::lora::LoraSet;
 use crate::noise::initial_noise;
@@ -128,6 +128,8 @@ pub struct StepReport<'a> {
     pub advanced: &'a [usize],
     /// `(steps done, steps in all)` of each of those.
     pub progress: &'a [(usize, usize)],
+    /// What went through the networks.
+    pub work: StepWork,
     /// How long the call took.
     pub elapsed: Duration,
 }
@@ -347,6 +349,7 @@ impl Pipeline {
             positive: vec![everywhere(positive)],
             negative: negative.map(|negative| vec![everywhere(negative)]),
             scale: request.cfg,
+            interval: request.speed.guidance_interval.and_then(|interval| interval.sigmas(&self.sampling)),
             rescale: None,
             cfg_norms: Vec::new(),
             loras: request.loras.clone(),
@@ -372,6 +375,7 @@ impl Pipeline {
             position: request.position,
             sigmas: &sigmas,
             noise_sigmas: None,
+            step_cache: request.speed.step_cache,
         };
         self.begin(run, guidance)
     }
@@ -482,8 +486,8 @@ impl Pipeline {
 
     /// Advances every unfinished sample of `batch` by one network evaluation. All must have the same latent shape; in
     /// one call, but for conditions with areas and samples with several conditions, whose calls have no more rows than
-    /// two for each sample. When the network call fails, no sample has moved.
-    pub fn step(&self, batch: &mut [&mut Sample]) -> Result<(), PipelineError> {
+    /// two for each sample, and for step caching, where rows on kept features go in a call of their own. When the network call fails, no sample has moved.
+    pub fn step(&self, batch: &mut [&mut Sample]) -> Result<StepWork, PipelineError> {
         let (unet, sampling, merged) = (self.unet()?, &self.sampling, self.merged.as_deref());
         Denoiser { unet, sampling, device: &self.device, merged }.step(batch)
     }
@@ -505,14 +509,15 @@ impl Pipeline {
             let (advanced, mut batch): (Vec<usize>, Vec<&mut Sample>) =
                 unfinished.filter(|(_, sample)| sample.latent_dims() == dims).take(max_batch.max(1)).unzip();
             let started = Instant::now();
-            self.step(&mut batch)?;
+            let work = self.step(&mut batch)?;
             for (index, sample) in advanced.iter().zip(&batch) {
                 if sample.is_broken()? {
                     return Err(PipelineError::NotANumber { index: *index });
                 }
             }
             let progress: Vec<_> = batch.iter().map(|sample| sample.progress()).collect();
-            on_step(&StepReport { advanced: &advanced, progress: &progress, elapsed: started.elapsed() });
+            let elapsed = started.elapsed();
+            on_step(&StepReport { advanced: &advanced, progress: &progress, work, elapsed });
         }
     }
 

@@ -11,6 +11,7 @@ use crate::picture::{Mask, Picture};
 use crate::prompt::PromptLimits;
 use crate::sampler::SamplerKind;
 use crate::schedule::Scheduler;
+use crate::speed::Speed;
 
 /// Pixels a side of one latent cell: what width and height must be multiples of.
 pub const PIXELS_PER_CELL: usize = 8;
@@ -45,6 +46,8 @@ pub struct ImageRequest {
     pub loras: Option<Arc<LoraSet>>,
     /// ControlNets; their effects add up.
     pub controls: Vec<Control>,
+    /// What is given up for speed.
+    pub speed: Speed,
 }
 
 /// What a picture starts from.
@@ -129,6 +132,7 @@ impl ImageRequest {
             return refuse("position", "the index must be below the batch's size".into());
         }
         self.controls.iter().try_for_each(Control::validate)?;
+        self.speed.validate(self.sampler)?;
         self.validate_size(limits)
     }
 
@@ -188,6 +192,7 @@ mod tests {
             source: Source::Empty { width: 128, height: 64 },
             loras: None,
             controls: Vec::new(),
+            speed: Speed::default(),
         }
     }
 

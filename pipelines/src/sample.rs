@@ -11,6 +11,7 @@ use crate::guidance::{Guidance, Guided};
 use crate::lora::LoraSet;
 use crate::sampler::{Advance, Denoised, Sampler};
 use crate::schedule::{ModelSampling, Process};
+use crate::step_cache::{CachedFeatures, Pass};
 use crate::{PipelineError, picture::Mask};
 
 /// What holds the unmasked part of a sample to its source (ComfyUI's `KSamplerX0Inpaint`).
@@ -112,6 +113,8 @@ pub struct Sample {
     end: End,
     /// What the last step's first evaluation took the finished latent to be.
     denoised: Option<Tensor>,
+    /// What steps share, where they share anything.
+    cache: Option<CachedFeatures>,
 }
 
 /// The last noise level of a run.
@@ -141,13 +144,26 @@ impl Sample {
             Advance::Evaluate { latent, sigma } => State::Running { sampler, latent, sigma },
             Advance::Done(latent) => State::Done(end.process.unmixed(&latent, end.sigma)?),
         };
-        Ok(Self { state, guidance, repaint, steps, end, denoised: None })
+        Ok(Self { state, guidance, repaint, steps, end, denoised: None, cache: None })
+    }
+
+    /// The same with features that evaluations share.
+    pub(crate) fn caching(self, cache: Option<CachedFeatures>) -> Self {
+        Self { cache, ..self }
     }
 
     /// A sample with nothing left to do.
     pub(crate) fn finished(latent: Tensor, guidance: Guidance) -> Self {
         let end = End { process: Process::Exploding, sigma: 0.0 };
-        Self { state: State::Done(latent), guidance, repaint: None, steps: 0, end, denoised: None }
+        Self {
+            state: State::Done(latent),
+            guidance,
+            repaint: None,
+            steps: 0,
+            end,
+            denoised: None,
+            cache: None,
+        }
     }
 
     /// The finished latent, `[4, h/8, w/8]` in the network's scale, once there is one.
@@ -197,9 +213,14 @@ impl Sample {
         }
     }
 
-    /// Rows of the network's batch that a step of it takes.
+    /// Most rows of the network's batch that a step of it takes. With a guidance interval steps outside it take one.
     pub fn rows(&self) -> usize {
         1 + usize::from(self.guidance.negative.is_some())
+    }
+
+    /// Most bytes that it keeps between steps beside its latent: features that evaluations share.
+    pub fn cache_bytes(&self) -> usize {
+        self.cache.as_ref().map_or(0, CachedFeatures::bytes)
     }
 
     /// What it is drawn with beside the model.
@@ -222,6 +243,18 @@ impl Sample {
         &self.guidance
     }
 
+    /// How a condition's row goes through the network at the next evaluation.
+    pub(crate) fn pass(&self, condition: usize) -> Pass<'_> {
+        self.cache.as_ref().map_or(Pass::Whole { keep: None }, |cache| cache.pass(condition))
+    }
+
+    /// Lets go of kept features that the next evaluation makes anew.
+    pub(crate) fn drop_stale_features(&mut self) {
+        if let Some(cache) = &mut self.cache {
+            cache.drop_stale();
+        }
+    }
+
     pub(crate) fn next_evaluation(&self) -> candle_core::Result<Option<Evaluation>> {
         let State::Running { latent, sigma, .. } = &self.state else { return Ok(None) };
         let latent = match &self.repaint {
@@ -232,11 +265,16 @@ impl Sample {
     }
 
     /// Takes the network's answers to an [`Evaluation`], one for each of [`Guidance::rows`], guides them and moves on.
+    /// `kept` are features to keep, by number of the condition.
     pub(crate) fn advance(
         &mut self,
         evaluation: &Evaluation,
         predictions: &[Tensor],
+        kept: Vec<(usize, Tensor)>,
     ) -> Result<(), PipelineError> {
+        if let Some(cache) = &mut self.cache {
+            cache.advance(kept);
+        }
         let State::Running { sampler, .. } = &mut self.state else { return Ok(()) };
         let Guided { guided, uncond } =
             self.guidance.combine(&evaluation.latent, evaluation.sigma, predictions)?;
@@ -254,6 +292,7 @@ impl Sample {
                 }
             }
             Advance::Done(latent) => {
+                self.cache = None;
                 self.state = State::Done(self.end.process.unmixed(&latent, self.end.sigma)?);
             }
         }

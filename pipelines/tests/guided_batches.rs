@@ -15,7 +15,9 @@ use darkroom_models::lora::{Lora, LoraFile};
 use darkroom_models::weights::WeightFile;
 use darkroom_models::{Precision, adapter::NetworkAdapter};
 use darkroom_pipelines::noise::BatchPosition;
-use darkroom_pipelines::{Control, ImageRequest, LoraSet, Picture, Pipeline, Rounding, Source, StackedLora};
+use darkroom_pipelines::{
+    Control, ImageRequest, LoraSet, Picture, Pipeline, Rounding, Source, Speed, StackedLora, StepCache,
+};
 use proptest::prelude::*;
 
 /// A sample in a mixed batch against the same sample alone, ‖difference‖ / ‖alone‖.
@@ -155,6 +157,7 @@ fn request(prompt: &str, seed: u64, steps: usize) -> ImageRequest {
         source: Source::Empty { width: SIDE, height: SIDE },
         loras: None,
         controls: Vec::new(),
+        speed: Speed::default(),
     }
 }
 
@@ -202,6 +205,26 @@ fn mixed_requests(model: &Model) -> Vec<ImageRequest> {
 fn eight_pictures_with_three_lora_sets_and_two_controlnets_in_one_batch_equal_each_alone() {
     let model = model();
     let requests = mixed_requests(model);
+    let together = model.draw(&requests);
+    for (index, (request, batched)) in requests.iter().zip(&together).enumerate() {
+        let alone = model.draw(std::slice::from_ref(request)).remove(0);
+        let error = relative_error(batched, &alone);
+        println!("picture {index}: {error:.1e}");
+        assert!(error <= BATCH_TOLERANCE, "picture {index}: {error}");
+    }
+}
+
+#[test]
+fn with_step_caching_they_equal_each_alone_as_well() {
+    let model = model();
+    let requests: Vec<ImageRequest> = mixed_requests(model)
+        .into_iter()
+        .enumerate()
+        .map(|(index, request)| {
+            let step_cache = Some(StepCache { cache_interval: 2 + index % 2, cache_branch_id: None });
+            ImageRequest { speed: Speed { guidance_interval: None, step_cache }, ..request }
+        })
+        .collect();
     let together = model.draw(&requests);
     for (index, (request, batched)) in requests.iter().zip(&together).enumerate() {
         let alone = model.draw(std::slice::from_ref(request)).remove(0);

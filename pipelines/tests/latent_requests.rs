@@ -15,7 +15,7 @@ use darkroom_pipelines::sampler::SamplerKind;
 use darkroom_pipelines::schedule::{self, ModelSampling, Prediction, Scheduler};
 use darkroom_pipelines::{
     Area, Condition, ConditionMask, Conditioning, Control, ImageRequest, LatentNoise, LatentRequest, Mask,
-    Picture, Pipeline, PipelineError, Source,
+    Picture, Pipeline, PipelineError, Source, Speed, StepCache,
 };
 use proptest::prelude::*;
 
@@ -57,6 +57,7 @@ fn plain(prompt: &str, sampler: SamplerKind) -> ImageRequest {
         source: Source::Empty { width: 8 * CELLS, height: 8 * CELLS },
         loras: None,
         controls: Vec::new(),
+        speed: Speed::default(),
     }
 }
 
@@ -91,6 +92,7 @@ fn request(prompt: &str, sampler: SamplerKind) -> LatentRequest {
         sampling: None,
         cfg_norms: Vec::new(),
         free_u: Vec::new(),
+        speed: Speed::default(),
     }
 }
 
@@ -239,6 +241,26 @@ fn mixed_requests() -> Vec<LatentRequest> {
             ..request("", SamplerKind::EulerCfgPp)
         },
     ]
+}
+
+#[test]
+fn areas_masks_ranges_and_free_u_share_batches_with_step_caching_as_well() {
+    let requests: Vec<LatentRequest> = mixed_requests()
+        .into_iter()
+        .enumerate()
+        .map(|(index, request)| {
+            let step_cache =
+                Some(StepCache { cache_interval: 2 + index % 2, cache_branch_id: Some(index % 5) });
+            LatentRequest { speed: Speed { guidance_interval: None, step_cache }, ..request }
+        })
+        .collect();
+    let together = draw(&requests);
+    for (index, (request, batched)) in requests.iter().zip(&together).enumerate() {
+        let error = relative_error(batched, &draw_one(request));
+        println!("run {index}: {error:.1e}");
+        assert!(error <= BATCH_TOLERANCE, "run {index}: {error}");
+        assert!(relative_error(batched, &alone()[index]) > 1e-5, "run {index}: the cache does nothing");
+    }
 }
 
 fn alone() -> &'static [Tensor] {

@@ -19,7 +19,7 @@ use darkroom_models::tokenizer::ClipTokenizer;
 use darkroom_pipelines::noise::BatchPosition;
 use darkroom_pipelines::sampler::SamplerKind;
 use darkroom_pipelines::schedule::Scheduler;
-use darkroom_pipelines::{ImageRequest, PIXELS_PER_CELL, Pipeline, Sample, Source};
+use darkroom_pipelines::{ImageRequest, PIXELS_PER_CELL, Pipeline, Sample, Source, Speed, StepCache};
 
 fn request(seed: u64, width: usize, height: usize) -> ImageRequest {
     ImageRequest {
@@ -36,6 +36,7 @@ fn request(seed: u64, width: usize, height: usize) -> ImageRequest {
         source: Source::Empty { width, height },
         loras: None,
         controls: Vec::new(),
+        speed: Speed::default(),
     }
 }
 
@@ -71,6 +72,27 @@ fn check() {
                 println!("{said}");
                 assert!(used <= estimate, "{said}");
                 assert!(used >= estimate / 3, "{said}");
+
+                let step_cache = Some(StepCache { cache_interval: 2, cache_branch_id: None });
+                let speed = Speed { guidance_interval: None, step_cache };
+                let cached: Vec<_> =
+                    requests.iter().map(|request| ImageRequest { speed, ..request.clone() }).collect();
+                let mut samples = pipeline.prepare(&cached).unwrap();
+                let kept: usize = samples.iter().map(Sample::cache_bytes).sum();
+                assert_eq!(kept, requests.len() * pipeline.cache_bytes(&speed, rows, columns));
+                for evaluation in ["whole", "shallow", "whole again"] {
+                    let (used, held, ()) = measure(|| {
+                        let mut all: Vec<&mut Sample> = samples.iter_mut().collect();
+                        pipeline.step(&mut all).unwrap();
+                    });
+                    // What was kept before counts already when the second and the third begin.
+                    let bound = if evaluation == "whole" { estimate + kept } else { estimate };
+                    let said = format!(
+                        "{file} {width}x{height}, {batch}, {evaluation}: {used} bytes, {bound} estimated"
+                    );
+                    println!("{said}; {held} held of {kept}");
+                    assert!(used <= bound, "{said}");
+                }
             }
         }
     }

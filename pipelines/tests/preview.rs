@@ -13,7 +13,9 @@ use darkroom_models::checkpoint::Checkpoint;
 use darkroom_pipelines::noise::BatchPosition;
 use darkroom_pipelines::sampler::SamplerKind;
 use darkroom_pipelines::schedule::Scheduler;
-use darkroom_pipelines::{ImageRequest, LatentPreview, PIXELS_PER_CELL, Picture, Pipeline, Sample, Source};
+use darkroom_pipelines::{
+    ImageRequest, LatentPreview, PIXELS_PER_CELL, Picture, Pipeline, Sample, Source, Speed,
+};
 
 /// A finished latent's preview against the picture: measured 0.083 and 0.094 (noise is 0.45 away).
 const MOST_AWAY: f32 = 0.12;
@@ -40,6 +42,7 @@ fn request(prompt: &str, seed: u64) -> ImageRequest {
         source: Source::Empty { width: 128, height: 128 },
         loras: None,
         controls: Vec::new(),
+        speed: Speed::default(),
     }
 }
 

@@ -16,7 +16,7 @@ use darkroom_models::weights::WeightFile;
 use darkroom_pipelines::noise::BatchPosition;
 use darkroom_pipelines::preprocess::canny::{Canny, CannyMethod};
 use darkroom_pipelines::preprocess::resize::{Crop, Filter, resize};
-use darkroom_pipelines::{Control, ImageRequest, LoraSet, Picture, Pipeline, Source, StackedLora};
+use darkroom_pipelines::{Control, ImageRequest, LoraSet, Picture, Pipeline, Source, Speed, StackedLora};
 
 /// Pixels a side: what the model was trained at.
 const SIDE: usize = 128;
@@ -148,6 +148,7 @@ fn request(prompt: &str) -> ImageRequest {
         source: Source::Empty { width: SIDE, height: SIDE },
         loras: None,
         controls: Vec::new(),
+        speed: Speed::default(),
     }
 }
 

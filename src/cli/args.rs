@@ -15,6 +15,7 @@ use super::guide_args::{ControlArg, LoraArg, TemplatesArg};
 use super::options::{All, ConfigFlags, Listening, Storage};
 use super::preprocess::PreprocessArgs;
 use super::run_workflow::RunArgs;
+use super::speed_args::SpeedArgs;
 
 /// Sides of pictures are multiples of this.
 const CELL: usize = 8;
@@ -249,6 +250,8 @@ pub(super) struct SamplingArgs {
     /// Most 77-token chunks of a prompt; longer prompts are refused
     #[arg(long, value_name = "N", default_value_t = 64, allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(super) max_prompt_chunks: u32,
+    #[command(flatten)]
+    pub(super) speed: SpeedArgs,
 }
 
 /// `--precision`.
@@ -535,6 +538,9 @@ mod tests {
             ["--count", "0"],
             ["--seed", "-1"],
             ["--clip-skip", "0"],
+            ["--guidance-interval", "0.8-0.2"],
+            ["--cache-interval", "0"],
+            ["--cache-branch-id", "2"],
         ] {
             let message = refused(&args);
             assert!(message.contains(args[0]), "{args:?}: {message}");

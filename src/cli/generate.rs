@@ -50,6 +50,7 @@ pub(super) fn run(args: &GenerateArgs, quiet: bool) -> Result<(), CommandError> 
             source: start.source.clone(),
             loras: None,
             controls: Vec::new(),
+            speed: args.sampling.speed.speed(),
         })
         .collect();
     check(&requests, &limits(&args.sampling))?;
@@ -107,6 +108,7 @@ pub(super) fn recipe(request: &ImageRequest, model: &Model, origin: &crate::pict
         origin: origin.clone(),
         loras: Vec::new(),
         controls: Vec::new(),
+        speed: request.speed,
         detail: None,
         background: Background::Keep,
     }

@@ -21,6 +21,7 @@ mod run;
 mod run_workflow;
 mod serve;
 mod source;
+mod speed_args;
 
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;

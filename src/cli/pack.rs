@@ -73,6 +73,7 @@ pub(super) fn run(args: &PackArgs, quiet: bool) -> Result<(), CommandError> {
         source: start.source,
         loras: None,
         controls: Vec::new(),
+        speed: args.sampling.speed.speed(),
     };
     let mut requests = expression_requests(&base, &character, &expressions);
     check(&requests, &limits(&args.sampling))?;
@@ -132,6 +133,7 @@ pub(super) fn run(args: &PackArgs, quiet: bool) -> Result<(), CommandError> {
             cfg: settings.cfg,
             clip_skip: base.clip_skip,
             bf16: model.bf16,
+            speed: base.speed,
         },
         contact_sheet: SHEET.to_owned(),
         images,

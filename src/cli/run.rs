@@ -201,7 +201,9 @@ fn unusable(error: &PipelineError) -> CommandError {
 fn refused(error: &PipelineError) -> CommandError {
     match error {
         PipelineError::Request { field, message } => {
-            CommandError::Usage { message: format!("--{} {message}", field.replace('_', "-")), fix: None }
+            // Flags have no groups.
+            let flag = field.rsplit('.').next().unwrap_or(field).replace('_', "-");
+            CommandError::Usage { message: format!("--{flag} {message}"), fix: None }
         }
         PipelineError::Prompt { source: PromptError::TooManyTokens { .. }, .. } => {
             CommandError::usage(error, "shorten it, or raise --max-prompt-chunks")

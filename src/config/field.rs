@@ -130,6 +130,20 @@ impl Field {
         Self { kind, ..self }
     }
 
+    /// With a largest value.
+    pub(super) const fn most(self, most: i64) -> Self {
+        let kind = match self.kind {
+            Kind::Integer { least, .. } => Kind::Integer { least, most },
+            other => other,
+        };
+        Self { kind, ..self }
+    }
+
+    /// A part of a whole, 0 to 1.
+    pub(super) const fn share(self) -> Self {
+        Self { kind: Kind::Number { least: 0.0, most: 1.0 }, ..self }
+    }
+
     /// Seconds within which something must happen, so more than none: a millisecond or longer.
     pub(super) const fn deadline(self) -> Self {
         Self { kind: Kind::Number { least: 0.001, most: LONGEST }, ..self }
@@ -176,6 +190,7 @@ impl Field {
             Kind::Switch => "BOOL",
             Kind::Integer { .. } => "N",
             Kind::Number { .. } if self.name.ends_with("_per_second") => "N",
+            Kind::Number { most: 1.0, .. } => "SHARE",
             Kind::Number { .. } => "SECONDS",
             Kind::Bytes { .. } => "BYTES",
             Kind::Text => "TEXT",

@@ -178,6 +178,9 @@ impl Config {
         if self.engine.devices.is_empty() {
             return refuse("engine.devices", "must name a device: auto, cpu or cuda:0");
         }
+        if self.speed.guidance_start > self.speed.guidance_end {
+            return refuse("speed.guidance_start", "must not be above speed.guidance_end");
+        }
         Ok(())
     }
 }

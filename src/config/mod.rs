@@ -33,6 +33,8 @@ pub struct Config {
     pub queue: QueueConfig,
     /// Models, memory and batching.
     pub engine: EngineConfig,
+    /// What pictures give up of exactness for speed.
+    pub speed: SpeedConfig,
     /// Pictures that packs follow.
     pub templates: TemplatesConfig,
     /// Which ControlNet does what.
@@ -55,11 +57,12 @@ pub struct Config {
 
 impl Config {
     /// All sections, in the struct's order.
-    pub const SECTIONS: [Section; 13] = [
+    pub const SECTIONS: [Section; 14] = [
         ServerConfig::SECTION,
         LimitsConfig::SECTION,
         QueueConfig::SECTION,
         EngineConfig::SECTION,
+        SpeedConfig::SECTION,
         TemplatesConfig::SECTION,
         ControlsConfig::SECTION,
         DetailConfig::SECTION,
@@ -205,6 +208,21 @@ impl From<PrecisionConfig> for ComputeType {
             PrecisionConfig::Bf16 => Self::Bf16,
             PrecisionConfig::F16 => Self::F16,
         }
+    }
+}
+
+section! {
+    /// What pictures give up of exactness for speed, where requests do not say; nothing by default. Workflows of
+    /// ComfyUI never do.
+    SpeedConfig in "speed" {
+        /// Share of the noise schedule at which guidance begins: before it, negative prompts are not evaluated.
+        guidance_start: f64 = 0.0, share;
+        /// Share of the noise schedule at which guidance ends.
+        guidance_end: f64 = 1.0, share;
+        /// Network evaluations of which one is whole and the others run the network's outer part; 1 is all whole.
+        cache_interval: usize = 1, least(1), most(100);
+        /// Skip connection below which nothing is run anew; default: the outermost blocks run as a whole.
+        cache_branch_id: Option<usize> = None, most(63);
     }
 }
 

@@ -70,6 +70,8 @@ pub struct LatentJob {
     pub(super) steps: usize,
     /// Rows of the network's batch that a step takes.
     pub(super) rows: usize,
+    /// Whether it keeps features of the network between steps.
+    pub(super) caches: bool,
     pub(super) previews: bool,
     index: usize,
     start: Mutex<Option<Start>>,
@@ -168,6 +170,7 @@ impl Engine {
                 key: BatchKey { model: model.into(), width: 8 * width, height: 8 * height },
                 steps,
                 rows: sample.rows(),
+                caches: sample.cache_bytes() > 0,
                 previews,
                 index,
                 start: Mutex::new(Some(Start(Box::new(sample), Arc::clone(pipeline)))),

@@ -117,13 +117,21 @@ impl Job {
         self.work_a_step() * steps.max(1) as f64
     }
 
-    /// The share of one step.
+    /// The share of one step; the mean, where steps differ.
     pub fn work_a_step(&self) -> f64 {
         let rows = match &self.content {
-            Content::Picture(spec) if spec.cfg == 1.0 => 1,
-            Content::Picture(_) => 2,
-            Content::Latent(latent) => latent.rows,
+            Content::Picture(spec) if spec.cfg == 1.0 => spec.speed.expected_work(false),
+            Content::Picture(spec) => 2.0 * spec.speed.expected_work(true),
+            Content::Latent(latent) => latent.rows as f64,
         };
-        (self.key().cells() * rows) as f64
+        self.key().cells() as f64 * rows
+    }
+
+    /// Whether it keeps features of the network between steps.
+    pub fn caches(&self) -> bool {
+        match &self.content {
+            Content::Picture(spec) => spec.speed.step_cache.is_some_and(|cache| cache.cache_interval > 1),
+            Content::Latent(latent) => latent.caches,
+        }
     }
 }

@@ -62,7 +62,7 @@ fn bytes_of(conditioning: &Conditioning) -> usize {
 #[cfg(test)]
 mod tests {
     use candle_core::{DType, Device, Tensor};
-    use darkroom_pipelines::{ImageRequest, Pipeline, Source};
+    use darkroom_pipelines::{ImageRequest, Pipeline, Source, Speed};
 
     use super::*;
 
@@ -81,6 +81,7 @@ mod tests {
             source: Source::Empty { width: 64, height: 64 },
             loras: None,
             controls: Vec::new(),
+            speed: Speed::default(),
         };
         pipeline.prompts(&request).positive
     }

@@ -23,6 +23,8 @@ struct Lane {
     priority: Priority,
     owner: Owner,
     key: BatchKey,
+    /// Whether its pictures keep features between their steps.
+    caches: bool,
 }
 
 /// A picture in the queue, or one that has left it to be drawn.
@@ -169,7 +171,8 @@ impl Queue {
             *served = served.max(least);
         }
         self.forecast.add(&job, self.next_sequence);
-        let lane = Lane { priority: job.priority, owner: job.owner.clone(), key: job.key() };
+        let lane =
+            Lane { priority: job.priority, owner: job.owner.clone(), key: job.key(), caches: job.caches() };
         let ticket = Ticket { job, key: lane.key.clone(), sequence: self.next_sequence, since: now };
         self.next_sequence += 1;
         self.lanes.entry(lane).or_default().push_back(ticket);
@@ -380,6 +383,11 @@ impl Queue {
         ranked.sort_by(|(a, _), (b, _)| a.before(b));
         let mut seen = HashSet::new();
         ranked.into_iter().filter(|(_, model)| seen.insert(*model)).map(|(_, model)| model.clone()).collect()
+    }
+
+    /// Batch keys of waiting pictures that keep features of the network between their steps.
+    pub(super) fn caching_keys(&self) -> HashSet<BatchKey> {
+        self.lanes.keys().filter(|lane| lane.caches).map(|lane| lane.key.clone()).collect()
     }
 
     /// Pictures that wait, by priority, least first.

@@ -22,6 +22,7 @@ fn spec(model: &str, side: usize) -> ImageSpec {
         source: SourceSpec::Empty,
         loras: Vec::new(),
         controls: Vec::new(),
+        speed: darkroom_pipelines::Speed::default(),
         detail: None,
         background: crate::task::Background::Keep,
         format: ImageFormat::Png,

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use darkroom_models::Precision;
-use darkroom_pipelines::{Limits, Picture, Source};
+use darkroom_pipelines::{GuidanceInterval, Limits, Picture, Pipeline, Source, Speed, StepCache};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::metrics::ByWay;
+use crate::metrics::{ByPass, ByWay};
 use crate::task::{
     Background, BlobId, ControlSpec, DetailPlaces, DetailSpec, ImageFormat, ImageSpec, LoraSpec, Owner,
     Preprocess, Priority, SourceSpec, TaskErrorKind, TaskKind,
@@ -80,6 +80,7 @@ fn spec(prompt: &str, side: usize, steps: usize, seed: u64) -> ImageSpec {
         source: SourceSpec::Empty,
         loras: Vec::new(),
         controls: Vec::new(),
+        speed: darkroom_pipelines::Speed::default(),
         detail: None,
         background: Background::Keep,
         format: ImageFormat::Png,
@@ -158,6 +159,108 @@ async fn pictures_that_share_step_batches_are_those_drawn_alone() {
         let (together, alone) = (&together[&job.id.task], &alone[&job.id.task]);
         let worst = together.iter().zip(alone).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
         assert!(worst <= TOLERANCE, "{worst} levels apart: {:?}", job.content);
+    }
+}
+
+fn cached(cache_interval: usize, spec: ImageSpec) -> ImageSpec {
+    let step_cache = Some(StepCache { cache_interval, cache_branch_id: None });
+    ImageSpec { speed: Speed { step_cache, ..spec.speed }, ..spec }
+}
+
+fn guided_within(start: f64, end: f64, spec: ImageSpec) -> ImageSpec {
+    let guidance_interval = Some(GuidanceInterval { start, end });
+    ImageSpec { speed: Speed { guidance_interval, ..spec.speed }, ..spec }
+}
+
+#[tokio::test]
+async fn pictures_that_give_up_exactness_share_step_batches_and_leave_the_others_as_they_are() {
+    let specs = [
+        spec("1girl, blonde hair", 64, 7, 7),
+        cached(2, spec("1girl, smile", 64, 8, 8)),
+        guided_within(0.0, 0.5, spec("1boy", 64, 6, 9)),
+        guided_within(0.3, 1.0, cached(3, spec("1girl, red hair", 64, 7, 10))),
+    ];
+    let jobs: Vec<Job> = specs.into_iter().map(|spec| job(spec, Priority::Standard)).collect();
+    let (engine, mut events, metrics) = start(options());
+    engine.submit(jobs.clone());
+    let together = drawn(&mut events, jobs.len()).await;
+    let batches = metrics.step_batches.load(Ordering::Relaxed);
+    let samples = metrics.stepped_samples.load(Ordering::Relaxed);
+    assert!(samples > batches * 3 / 2, "{samples} samples in {batches} batches: they did not share steps");
+    let rows = |pass| metrics.step_rows.get_or_create(&ByPass { pass }).get();
+    let (whole, shallow) = (rows("whole"), rows("shallow"));
+    assert!(
+        shallow > 8 && whole > 20 && whole + shallow < 2 * (7 + 8 + 6 + 7),
+        "{whole} whole, {shallow} shallow"
+    );
+    for job in &jobs {
+        engine.submit([job.clone()]);
+        let alone = drawn(&mut events, 1).await;
+        let (together, alone) = (&together[&job.id.task], &alone[&job.id.task]);
+        let worst = together.iter().zip(alone).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
+        assert!(worst <= TOLERANCE, "{worst} levels apart: {:?}", job.content);
+    }
+}
+
+/// Bytes of the built-in model's weights, of one picture's step at 64 pixels, and of what it keeps between steps.
+fn costs() -> (u64, u64, u64) {
+    let checkpoint = crate::embedded::checkpoint(&candle_core::Device::Cpu).unwrap();
+    let pipeline = Pipeline::load(&checkpoint, &candle_core::Device::Cpu).unwrap();
+    let weights = Catalog::open(None, None).unwrap().find("embedded").unwrap().bytes;
+    (weights, pipeline.step_bytes(2, 8, 8) as u64, pipeline.most_cache_bytes(8, 8) as u64)
+}
+
+#[tokio::test]
+async fn a_picture_that_would_keep_more_than_there_is_room_for_waits_however_urgent_it_is() {
+    let (weights, step, kept) = costs();
+    for keeps in [false, true] {
+        let options = EngineOptions { memory_budget: weights + step + kept + kept / 2, ..options() };
+        let (engine, mut events, _) = start(options);
+        let make = |seed, steps, priority| {
+            let plain = spec("1girl", 64, steps, seed);
+            job(if keeps { cached(3, plain) } else { plain }, priority)
+        };
+        let (first, urgent) = (make(1, 60, Priority::Standard), make(2, 2, Priority::Urgent));
+        engine.submit([first.clone()]);
+        while !matches!(next(&mut events).await, EngineEvent::Stepped { .. }) {}
+        engine.submit([urgent.clone()]);
+        let (mut done, mut started_at) = (0, None);
+        while started_at.is_none() {
+            match next(&mut events).await {
+                EngineEvent::Stepped { samples } => done = samples[0].1,
+                EngineEvent::Started { job, .. } if job == urgent.id => started_at = Some(done),
+                EngineEvent::Failed { error, .. } => panic!("{error:?}"),
+                _ => {}
+            }
+        }
+        let waited = started_at == Some(60);
+        assert_eq!(waited, keeps, "it started after {started_at:?} of 60 steps; keeps: {keeps}");
+    }
+}
+
+#[tokio::test]
+async fn what_pictures_keep_between_their_steps_takes_room_from_the_batch() {
+    let (weights, step, kept) = costs();
+    assert!(kept > 0 && 3 * kept < step, "{kept} kept, {step} a step");
+    // Room for four steps at once, and no more.
+    let options = || EngineOptions { memory_budget: weights + 4 * step, ..options() };
+    for (keeps, most) in [(false, 4), (true, 3)] {
+        let (engine, mut events, _) = start(options());
+        let jobs = (0..8).map(|seed| {
+            let plain = spec("1girl", 64, 6, seed);
+            job(if keeps { cached(3, plain) } else { plain }, Priority::Standard)
+        });
+        engine.submit(jobs.collect::<Vec<_>>());
+        let (mut done, mut largest) = (0, 0);
+        while done < 8 {
+            match next(&mut events).await {
+                EngineEvent::Stepped { samples } => largest = largest.max(samples.len()),
+                EngineEvent::Drawn(_) => done += 1,
+                EngineEvent::Failed { error, .. } => panic!("{error:?}"),
+                _ => {}
+            }
+        }
+        assert_eq!(largest, most, "keeps: {keeps}");
     }
 }
 
@@ -576,6 +679,7 @@ fn sample(pipeline: &Pipeline, seed: u64, steps: usize) -> darkroom_pipelines::S
         source: Source::Empty { width: 64, height: 64 },
         loras: None,
         controls: Vec::new(),
+        speed: Speed::default(),
     };
     pipeline.prepare(&[request]).unwrap().remove(0)
 }

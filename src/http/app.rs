@@ -128,7 +128,7 @@ impl App {
             service,
             shutdown,
             words: Words::embedded()?,
-            rules: Rules::new(&config.limits, ClipTokenizer::standard()?),
+            rules: Rules::new(&config.limits, &config.speed, ClipTokenizer::standard()?),
             templates: Templates::open(config.templates.folder.as_deref())?,
             poses: Poses::embedded()?,
             good_templates: Mutex::default(),

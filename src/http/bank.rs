@@ -1,6 +1,7 @@
 //! Names of places in the expression bank. What decides a picture decides its place: the same request finds the
 //! stored picture, any other does not.
 
+use darkroom_pipelines::Speed;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
@@ -30,6 +31,8 @@ pub(super) struct PackIdentity<'a> {
     loras: &'a [LoraSpec],
     detail: &'a Option<DetailSpec>,
     background: &'a Background,
+    #[serde(skip_serializing_if = "Speed::is_exact")]
+    speed: Speed,
     /// Only one that the client gave.
     seed: Option<u64>,
 }
@@ -73,6 +76,7 @@ impl<'a> PackIdentity<'a> {
             loras: &spec.loras,
             detail: &spec.detail,
             background: &spec.background,
+            speed: spec.speed,
             seed: character.seed,
         }
     }

@@ -26,6 +26,7 @@ mod range;
 mod rules;
 mod simple;
 mod source;
+mod speed;
 mod submit;
 mod task_json;
 mod v1;

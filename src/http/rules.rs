@@ -8,11 +8,13 @@ use darkroom_pipelines::noise::BatchPosition;
 use darkroom_pipelines::prompt::{self, CLIP_L_PAD, PromptError, PromptLimits};
 use darkroom_pipelines::sampler::SamplerKind;
 use darkroom_pipelines::schedule::{self, ModelSampling, Prediction, ScheduleError, Scheduler};
-use darkroom_pipelines::{ImageRequest, Limits, PIXELS_PER_CELL, PipelineError, Source};
+use darkroom_pipelines::{
+    GuidanceInterval, ImageRequest, Limits, PIXELS_PER_CELL, PipelineError, Source, Speed, StepCache,
+};
 
 use super::bank::SEED_MASK;
 use super::error::{ApiError, did_you_mean, shown};
-use crate::config::LimitsConfig;
+use crate::config::{LimitsConfig, SpeedConfig};
 use crate::service::ModelDefaults;
 use crate::task::{Background, ImageFormat, ImageSpec, SourceSpec};
 
@@ -30,6 +32,8 @@ pub(super) struct Rules {
     tokenizer: Arc<ClipTokenizer>,
     /// Schedules are computed once on submission, since some settings have none.
     sampling: ModelSampling,
+    /// What is given up for speed where a client does not say.
+    speed: Speed,
 }
 
 /// What a client chose of one picture; the rest is the model's own.
@@ -45,6 +49,8 @@ pub(super) struct Choices {
     pub(super) scheduler: Option<String>,
     pub(super) clip_skip: Option<usize>,
     pub(super) denoise: Option<f64>,
+    /// What is `None` in it was not chosen.
+    pub(super) speed: Speed,
     pub(super) start: Option<Start>,
     pub(super) format: Option<ImageFormat>,
     pub(super) without_metadata: bool,
@@ -60,7 +66,7 @@ pub(super) struct Start {
 }
 
 impl Rules {
-    pub(super) fn new(config: &LimitsConfig, tokenizer: Arc<ClipTokenizer>) -> Self {
+    pub(super) fn new(config: &LimitsConfig, speed: &SpeedConfig, tokenizer: Arc<ClipTokenizer>) -> Self {
         let limits = Limits {
             side: LEAST_SIDE..=config.max_side,
             pixels: config.max_pixels,
@@ -69,7 +75,17 @@ impl Rules {
             ..Limits::default()
         };
         let sampling = ModelSampling::scaled_linear(Prediction::Epsilon);
-        Self { limits, max_images: config.max_images, tokenizer, sampling }
+        let speed = Speed {
+            guidance_interval: Some(GuidanceInterval {
+                start: speed.guidance_start,
+                end: speed.guidance_end,
+            }),
+            step_cache: Some(StepCache {
+                cache_interval: speed.cache_interval,
+                cache_branch_id: speed.cache_branch_id,
+            }),
+        };
+        Self { limits, max_images: config.max_images, tokenizer, sampling, speed }
     }
 
     /// Refuses a number of pictures that one task may not have.
@@ -119,6 +135,7 @@ impl Rules {
             source: Source::Empty { width, height },
             loras: None,
             controls: Vec::new(),
+            speed: self.speed(choices.speed, sampler),
         };
         request.validate(&self.limits).map_err(pipeline_error)?;
         schedule::sigmas(scheduler, &self.sampling, request.steps, denoise, sampler)
@@ -139,6 +156,7 @@ impl Rules {
             source: choices.start.map_or(SourceSpec::Empty, |start| start.source),
             loras: Vec::new(),
             controls: Vec::new(),
+            speed: request.speed,
             detail: None,
             background: Background::Keep,
             format: choices.format.unwrap_or(ImageFormat::Png),
@@ -146,6 +164,16 @@ impl Rules {
             label: None,
             bank: None,
         })
+    }
+
+    /// What is given up: what was chosen, else what the configuration says as far as the sampler allows it.
+    fn speed(&self, chosen: Speed, sampler: SamplerKind) -> Speed {
+        let interval = self.speed.guidance_interval.filter(|_| !sampler.needs_uncond());
+        let speed = Speed {
+            guidance_interval: chosen.guidance_interval.or(interval),
+            step_cache: chosen.step_cache.or(self.speed.step_cache),
+        };
+        speed.effective()
     }
 
     fn check_prompt(&self, field: &'static str, text: &str) -> Result<(), ApiError> {
@@ -266,7 +294,7 @@ pub(super) mod testing {
     use super::*;
 
     pub(in crate::http) fn rules() -> Rules {
-        Rules::new(&LimitsConfig::default(), ClipTokenizer::standard().unwrap())
+        Rules::new(&LimitsConfig::default(), &SpeedConfig::default(), ClipTokenizer::standard().unwrap())
     }
 
     pub(in crate::http) fn defaults() -> ModelDefaults {
@@ -303,6 +331,32 @@ mod tests {
         Start { source: SourceSpec::Image { image: BlobId::of(b"x"), inpaint }, size }
     }
 
+    fn interval(start: f64, end: f64) -> Option<GuidanceInterval> {
+        Some(GuidanceInterval { start, end })
+    }
+
+    fn cache(cache_interval: usize, cache_branch_id: Option<usize>) -> Option<StepCache> {
+        Some(StepCache { cache_interval, cache_branch_id })
+    }
+
+    #[test]
+    fn speed_is_the_configurations_unless_it_is_chosen_and_nothing_is_given_up_by_default() {
+        assert_eq!(resolve(|_| {}).unwrap().speed, Speed::default());
+        let config = SpeedConfig { guidance_end: 0.8, cache_interval: 3, ..SpeedConfig::default() };
+        let rules = Rules::new(&LimitsConfig::default(), &config, ClipTokenizer::standard().unwrap());
+        let speed = |change: &dyn Fn(&mut Choices)| {
+            let mut choices = Choices { prompt: "a cat".into(), ..Choices::default() };
+            change(&mut choices);
+            let Speed { guidance_interval, step_cache } = rules.resolve(defaults(), choices).unwrap().speed;
+            (guidance_interval, step_cache)
+        };
+        assert_eq!(speed(&|_| {}), (interval(0.0, 0.8), cache(3, None)));
+        assert_eq!(speed(&|c| c.speed.guidance_interval = interval(0.0, 1.0)), (None, cache(3, None)));
+        assert_eq!(speed(&|c| c.speed.step_cache = cache(1, None)), (interval(0.0, 0.8), None));
+        // The configuration does not refuse samplers that cannot have it.
+        assert_eq!(speed(&|c| c.sampler = Some("euler_cfg_pp".into())), (None, cache(3, None)));
+    }
+
     #[test]
     fn what_is_not_chosen_is_the_models_own() {
         let spec = resolve(|_| {}).unwrap();
@@ -331,6 +385,14 @@ mod tests {
             ("denoise", |c| c.denoise = Some(0.5)),
             ("denoise", |c| (c.denoise, c.start) = (Some(1.5), Some(start((64, 64), None)))),
             ("denoise", |c| (c.denoise, c.start) = (Some(1e-9), Some(start((64, 64), None)))),
+            ("speed.guidance_interval", |c| c.speed.guidance_interval = interval(0.5, 0.4)),
+            ("speed.guidance_interval", |c| c.speed.guidance_interval = interval(0.0, 1.5)),
+            ("speed.guidance_interval", |c| {
+                (c.speed.guidance_interval, c.sampler) = (interval(0.0, 0.5), Some("euler_cfg_pp".into()));
+            }),
+            ("speed.step_cache.cache_interval", |c| c.speed.step_cache = cache(0, None)),
+            ("speed.step_cache.cache_interval", |c| c.speed.step_cache = cache(101, None)),
+            ("speed.step_cache.cache_branch_id", |c| c.speed.step_cache = cache(2, Some(64))),
             ("sampler", |c| c.sampler = Some("eulr".into())),
             ("scheduler", |c| c.scheduler = Some("karas".into())),
             ("prompt", |c| c.prompt = "x".repeat(20_001)),

@@ -4,6 +4,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::addresses::Addresses;
+use super::speed::SpeedBody;
 use crate::service::TaskView;
 use crate::task::{
     Background, ControlSpec, DrawnImage, ImageFormat, ImageSpec, LoraSpec, Preprocess, SourceSpec, Task,
@@ -109,6 +110,9 @@ pub(super) struct ImageBody {
     pub(super) loras: Vec<LoraBody>,
     /// ControlNets.
     pub(super) controls: Vec<ControlBody>,
+    /// What was given up of exactness for speed; left out: nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) speed: Option<SpeedBody>,
     /// Whether places were drawn once more, larger.
     pub(super) detailed: bool,
     /// What became of the background: `keep`, `key` or `remove`.
@@ -256,6 +260,7 @@ impl ImageBody {
             controls: spec
                 .map(|spec| spec.controls.iter().map(ControlBody::from).collect())
                 .unwrap_or_default(),
+            speed: spec.and_then(|spec| SpeedBody::of(spec.speed)),
             detailed: spec.is_some_and(|spec| spec.detail.is_some()),
             background: match spec.map(|spec| &spec.background) {
                 None | Some(Background::Keep) => "keep",

@@ -7,6 +7,7 @@ mod workflow;
 
 use std::fmt::Write as _;
 
+use darkroom_pipelines::Speed;
 use serde_json::Value;
 
 use super::TextChunk;
@@ -101,6 +102,8 @@ pub struct Recipe {
     pub loras: Vec<RecipeLora>,
     /// ControlNets; their effects add up.
     pub controls: Vec<RecipeControl>,
+    /// What was given up for speed. Only in AUTOMATIC1111's text.
+    pub speed: Speed,
     /// Which places were drawn once more, larger. Only in AUTOMATIC1111's text.
     pub detail: Option<DetailSpec>,
     /// What became of the background. Only in AUTOMATIC1111's text.
@@ -160,6 +163,7 @@ pub(super) mod tests {
             origin,
             loras: Vec::new(),
             controls: Vec::new(),
+            speed: Speed::default(),
             detail: None,
             background: Background::Keep,
         }

@@ -163,6 +163,7 @@ impl Service {
             origin,
             loras: spec.loras.iter().map(|lora| self.recipe_lora(lora)).collect(),
             controls: spec.controls.iter().map(|control| self.recipe_control(control)).collect(),
+            speed: spec.speed,
             detail: spec.detail.clone(),
             background: spec.background.clone(),
         }

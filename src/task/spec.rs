@@ -1,6 +1,7 @@
 //! One picture, completely: with the same model, a spec always draws the same picture. Everything a client left
 //! open (seed, steps, sampler, …) has been decided by the time there is a spec.
 
+use darkroom_pipelines::Speed;
 use serde::{Deserialize, Serialize};
 
 use super::{Background, BlobId, ControlSpec, DetailSpec, LoraSpec};
@@ -40,6 +41,9 @@ pub struct ImageSpec {
     /// ControlNets; their effects add up.
     #[serde(default)]
     pub controls: Vec<ControlSpec>,
+    /// What is given up for speed.
+    #[serde(default)]
+    pub speed: Speed,
     /// Faces drawn once more, larger.
     #[serde(default)]
     pub detail: Option<DetailSpec>,

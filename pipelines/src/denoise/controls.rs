@@ -7,7 +7,7 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 use darkroom_models::adapter::Adapters;
 use darkroom_models::controlnet::ControlNet;
-use darkroom_models::unet::{UNetFeatures, UNetInput};
+use darkroom_models::unet::{ShallowFeatures, UNetFeatures, UNetInput};
 
 use crate::control::ActiveControl;
 
@@ -39,6 +39,11 @@ pub(super) fn calls<'s>(rows: impl Iterator<Item = (f32, &'s [ActiveControl])>) 
 }
 
 impl Call<'_> {
+    /// Rows of the call.
+    pub(super) fn rows(&self) -> usize {
+        self.rows.len()
+    }
+
     /// Calls the network and adds what it says to the rows' features.
     pub(super) fn add_to(
         &self,
@@ -46,6 +51,41 @@ impl Call<'_> {
         input: &UNetInput<'_>,
         device: &Device,
     ) -> candle_core::Result<()> {
+        let residuals = self.call(input, device, |input, hints| self.network.forward(input, hints))?;
+        features.add_to_rows(&residuals.scaled(&self.strengths(device)?)?, &self.runs())
+    }
+
+    /// The same for a shallow pass: the network runs only as far as that needs.
+    pub(super) fn add_to_shallow(
+        &self,
+        features: &mut ShallowFeatures,
+        input: &UNetInput<'_>,
+        device: &Device,
+    ) -> candle_core::Result<()> {
+        let count = features.skips.len();
+        let residuals =
+            self.call(input, device, |input, hints| self.network.forward_shallow(input, hints, count))?;
+        let strengths = self.strengths(device)?;
+        let scaled = residuals
+            .iter()
+            .map(|residual| residual.broadcast_mul(&strengths.to_dtype(residual.dtype())?))
+            .collect::<candle_core::Result<Vec<_>>>()?;
+        features.add_to_rows(&scaled, &self.runs())
+    }
+
+    /// Each row's strength, `[rows, 1, 1, 1]`.
+    fn strengths(&self, device: &Device) -> candle_core::Result<Tensor> {
+        let strengths: Vec<f32> = self.rows.iter().map(|row| row.strength as f32).collect();
+        Tensor::from_vec(strengths, (self.rows.len(), 1, 1, 1), device)
+    }
+
+    /// Calls the network for its rows.
+    fn call<T>(
+        &self,
+        input: &UNetInput<'_>,
+        device: &Device,
+        network: impl FnOnce(&UNetInput<'_>, &Tensor) -> candle_core::Result<T>,
+    ) -> candle_core::Result<T> {
         let hints: Vec<&Tensor> = self.rows.iter().map(|row| row.hint).collect();
         let hints = Tensor::stack(&hints, 0)?;
         let all = input.latent.dim(0)?;
@@ -59,7 +99,7 @@ impl Call<'_> {
         let size_ids = input.size_ids.map(select).transpose()?;
         let lengths: Option<Vec<usize>> =
             input.context_lengths.map(|lengths| self.rows.iter().map(|row| lengths[row.row]).collect());
-        let residuals = self.network.forward(
+        network(
             &UNetInput {
                 latent: &latent,
                 timesteps: &timesteps,
@@ -71,10 +111,7 @@ impl Call<'_> {
                 adapters: Adapters::none(),
             },
             &hints,
-        )?;
-        let strengths: Vec<f32> = self.rows.iter().map(|row| row.strength as f32).collect();
-        let strengths = Tensor::from_vec(strengths, (self.rows.len(), 1, 1, 1), device)?;
-        features.add_to_rows(&residuals.scaled(&strengths)?, &self.runs())
+        )
     }
 
     /// Neighbouring rows as `(rows of the residuals, first row of the batch)`.

@@ -166,6 +166,7 @@ fn conditions_are_placed_weighed_and_guided_as_comfyui_does_it() {
             positive,
             negative: negative.filter(|_| case.cfg != 1.0),
             scale: case.cfg,
+            interval: None,
             rescale: None,
             loras: None,
             sampling: None,
@@ -173,11 +174,11 @@ fn conditions_are_placed_weighed_and_guided_as_comfyui_does_it() {
             free_u: Vec::new(),
         };
         let mut rows: Vec<[f64; 6]> =
-            guidance.rows(case.sigma).map(|placed| row(placed, &part(placed, x))).collect();
+            guidance.rows(case.sigma).map(|(_, placed)| row(placed, &part(placed, x))).collect();
         rows.sort_by(|a, b| a.partial_cmp(b).unwrap());
         assert_eq!(rows, case.rows, "{name}");
         let predictions: Vec<Tensor> =
-            guidance.rows(case.sigma).map(|placed| stand_in(placed, &part(placed, x))).collect();
+            guidance.rows(case.sigma).map(|(_, placed)| stand_in(placed, &part(placed, x))).collect();
         let check = |guidance: &Guidance, what: &str| {
             let ours = guidance.combine(x, case.sigma, &predictions).unwrap().guided;
             let theirs = &tensors[&format!("{name}.{what}")];
@@ -208,6 +209,7 @@ fn one_condition_alone_passes_as_it_is() {
         positive: vec![plain(1.0)],
         negative: None,
         scale: 1.0,
+        interval: None,
         rescale: Some(0.7),
         loras: None,
         sampling: None,
@@ -218,6 +220,31 @@ fn one_condition_alone_passes_as_it_is() {
     let prediction = (&x + 0.1).unwrap();
     let guided = guidance.combine(&x, 1.0, std::slice::from_ref(&prediction)).unwrap().guided;
     assert_eq!(guided.id(), prediction.id());
+}
+
+#[test]
+fn outside_its_interval_guidance_is_the_prompts_prediction_alone() {
+    let guidance = Guidance {
+        positive: vec![plain(1.0)],
+        negative: Some(vec![plain(2.0), plain(3.0)]),
+        scale: 7.0,
+        interval: Some(1.0..=5.0),
+        rescale: None,
+        loras: None,
+        sampling: None,
+        cfg_norms: Vec::new(),
+        free_u: Vec::new(),
+    };
+    let x = Tensor::zeros((4, 3, 2), DType::F32, &Device::Cpu).unwrap();
+    let predictions = |sigma: f32| -> Vec<Tensor> {
+        guidance.rows(sigma).map(|(index, _)| (&x + (index as f64 + 0.5)).unwrap()).collect()
+    };
+    for (sigma, rows) in [(0.5, 1), (1.0, 3), (3.0, 3), (5.0, 3), (5.1, 1)] {
+        let predictions = predictions(sigma);
+        assert_eq!(predictions.len(), rows, "{sigma}");
+        let Guided { guided, uncond } = guidance.combine(&x, sigma, &predictions).unwrap();
+        assert_eq!((uncond.is_some(), guided.id() == predictions[0].id()), (rows > 1, rows == 1), "{sigma}");
+    }
 }
 
 #[test]

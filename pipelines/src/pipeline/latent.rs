@@ -16,6 +16,8 @@ use crate::picture::Mask;
 use crate::sample::{Differential, End, Repaint, Sample};
 use crate::sampler::{self, SamplerKind};
 use crate::schedule::ModelSampling;
+use crate::speed::StepCache;
+use crate::step_cache::CachedFeatures;
 
 /// Most tokens of a context: as many as the longest prompts that ComfyUI can be made to join.
 const MAX_TOKENS: usize = 128 * 77;
@@ -40,6 +42,7 @@ pub(super) struct Run<'a> {
     pub(super) position: BatchPosition,
     pub(super) sigmas: &'a [f32],
     pub(super) noise_sigmas: Option<&'a [f32]>,
+    pub(super) step_cache: Option<StepCache>,
 }
 
 impl Pipeline {
@@ -83,6 +86,7 @@ impl Pipeline {
             positive,
             negative,
             scale,
+            interval: request.speed.guidance_interval.and_then(|interval| interval.sigmas(sampling)),
             rescale: request.rescale_cfg,
             loras: request.loras.clone(),
             sampling: request.sampling.as_ref().map(Arc::clone),
@@ -105,6 +109,7 @@ impl Pipeline {
             position: request.position,
             sigmas: &request.sigmas,
             noise_sigmas: request.noise_sigmas.as_deref(),
+            step_cache: request.speed.step_cache,
         };
         self.begin(run, guidance)
     }
@@ -121,7 +126,9 @@ impl Pipeline {
             position,
             sigmas,
             noise_sigmas,
+            step_cache,
         } = run;
+        let cache = self.cached_features(step_cache, &guidance, &latent)?;
         let Some(first_sigma) = sigmas.first().copied() else {
             return Ok(Sample::finished(latent, guidance));
         };
@@ -157,7 +164,36 @@ impl Pipeline {
         )?;
         let end = End { process: sampling.process(), sigma: sigmas.last().copied().unwrap_or_default() };
         let (sampler, first) = sampler::start(kind, noisy, sigmas, step_noise, sampling)?;
-        Ok(Sample::new(sampler, first, guidance, repaint, sigmas.len() - 1, end)?)
+        Ok(Sample::new(sampler, first, guidance, repaint, sigmas.len() - 1, end)?.caching(cache))
+    }
+
+    /// What a sample's evaluations share, and what that takes; `None`: nothing.
+    fn cached_features(
+        &self,
+        step_cache: Option<StepCache>,
+        guidance: &Guidance,
+        latent: &Tensor,
+    ) -> Result<Option<CachedFeatures>, PipelineError> {
+        let Some(StepCache { cache_interval, cache_branch_id }) = step_cache else { return Ok(None) };
+        if cache_interval <= 1 {
+            return Ok(None);
+        }
+        let unet = self.unet()?;
+        let (count, outermost) = (unet.config().skip_count(), unet.config().outermost_skip());
+        let branch = cache_branch_id.unwrap_or(outermost);
+        if branch >= count {
+            return Err(PipelineError::Request {
+                field: "speed.step_cache.cache_branch_id",
+                message: format!("is {branch}, but this model has skip connections 0 to {}", count - 1),
+            });
+        }
+        let (_, height, width) = latent.dims3()?;
+        let bytes = guidance.conditions().map(|placed| {
+            let (height, width) = placed.part.map_or((height, width), |part| (part.height, part.width));
+            unet.kept_bytes(branch, height, width)
+        });
+        let bytes = bytes.fold(0, usize::saturating_add);
+        Ok(Some(CachedFeatures::new(cache_interval, branch, bytes)))
     }
 
     /// Checks that a prompt was encoded for a model like this one.

@@ -13,7 +13,7 @@ use darkroom_models::checkpoint::Checkpoint;
 use darkroom_pipelines::noise::BatchPosition;
 use darkroom_pipelines::sampler::SamplerKind;
 use darkroom_pipelines::schedule::Scheduler;
-use darkroom_pipelines::{ImageRequest, InpaintMode, Mask, Picture, Pipeline, Sample, Source};
+use darkroom_pipelines::{ImageRequest, InpaintMode, Mask, Picture, Pipeline, Sample, Source, Speed};
 use serde::Deserialize;
 
 /// Final latents, ‖ours − theirs‖ / ‖theirs‖. ComfyUI against itself with another thread count is 3.5e-6 off
@@ -153,6 +153,7 @@ impl Golden {
                 source: self.source(case),
                 loras: None,
                 controls: Vec::new(),
+                speed: Speed::default(),
             })
             .collect()
     }

@@ -15,6 +15,7 @@ fn another(field: &Field) -> (String, Value) {
         (Kind::Switch, "enabled") => ("false".into(), false.into()),
         (Kind::Switch, _) => ("true".into(), true.into()),
         (Kind::Integer { least, .. }, _) => ((least + 41).to_string(), (least + 41).into()),
+        (Kind::Number { most: 1.0, .. }, _) => ("0.5".into(), 0.5.into()),
         (Kind::Number { .. }, _) => ("7.25".into(), 7.25.into()),
         (Kind::Bytes { .. }, _) => ("3MiB".into(), (3_i64 << 20).into()),
         (Kind::Choice(names), _) => (names[1].into(), names[1].into()),
@@ -91,6 +92,13 @@ fn every_setting_can_be_set_by_flag_by_variable_and_by_file() {
         let by_file = from_file(&lines).unwrap();
         assert_eq!(by_file.config, by_flag.config, "{lines}");
     }
+}
+
+#[test]
+fn guidance_cannot_end_before_it_starts() {
+    let error = from_flags(&[("speed.guidance_start", "0.5"), ("speed.guidance_end", "0.4")]).unwrap_err();
+    assert!(error.to_string().contains("speed.guidance_start"), "{error}");
+    from_flags(&[("speed.guidance_start", "0.4"), ("speed.guidance_end", "0.4")]).unwrap();
 }
 
 #[test]

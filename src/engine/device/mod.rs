@@ -22,7 +22,7 @@ use super::companions::Companions;
 use super::decode::{self, Finished};
 use super::detail::Part;
 use super::finish::Finishing;
-use super::job::BatchKey;
+use super::job::{BatchKey, Content};
 use super::prompt_cache::PromptCache;
 use super::queue::{Joins, Places, StepBatch, Ticket};
 use super::residency::{Arrival, Want, Weights};
@@ -330,9 +330,13 @@ impl DeviceThread {
         let busy = self.active.len() - gathering;
         let any = (2 * options.max_batch).saturating_sub(busy);
         let any = any.min((4 * options.max_batch).saturating_sub(self.active.len())).min(urgent);
+        let caching = state.queue.caching_keys();
         // Who has waited long for weights that find no room gets it when what runs has ended.
-        let joins = if self.lends_late(now) { Joins { any: 0, urgent: 0 } } else { Joins { any, urgent } };
-        let places = |key: &BatchKey| later.get(&key.model).copied().unwrap_or_else(|| self.places(key));
+        let shut = self.lends_late(now) || self.lacks_room_to_keep(&caching);
+        let joins = if shut { Joins { any: 0, urgent: 0 } } else { Joins { any, urgent } };
+        let places = |key: &BatchKey| {
+            later.get(&key.model).copied().unwrap_or_else(|| self.places(key, caching.contains(key)))
+        };
         let mut batch = state.queue.next_batch(&running, &places, joins, now)?;
         for position in &mut batch.advance {
             *position = stepping[*position];
@@ -369,16 +373,45 @@ impl DeviceThread {
         self.shared.devices[self.index].budget
     }
 
-    /// How many pictures of a shape fit into memory beside the weights.
-    fn places(&self, key: &BatchKey) -> Places {
+    /// How many pictures of a shape fit into memory beside the weights, where `caching`: if each that joins keeps
+    /// features between its steps.
+    fn places(&self, key: &BatchKey, caching: bool) -> Places {
         let Some(resident) = self.weights.get(&key.model) else {
             return Places::Later { needs_room: false };
         };
-        let each = sample_bytes(&resident.pipeline, key).saturating_add(self.control_bytes(key)).max(1);
-        let taken = self.weights.bytes() + self.companions.bytes();
-        let room = self.budget().saturating_sub(taken);
+        let kept = if caching { most_kept_bytes(&resident.pipeline, key) } else { 0 };
+        let each = sample_bytes(&resident.pipeline, key).saturating_add(self.control_bytes(key));
+        let (each, room) = (each.saturating_add(kept).max(1), self.room());
         let cap = self.caps.get(key).copied().unwrap_or(usize::MAX);
         Places::Ready(((room / each) as usize).min(self.shared.options.max_batch).min(cap).max(1))
+    }
+
+    /// Bytes that are left for steps.
+    fn room(&self) -> u64 {
+        let kept = self.active.iter().map(|active| match &active.phase {
+            Phase::Stepping { sample, .. } => sample.cache_bytes() as u64,
+            _ => {
+                let resident = self.weights.get(&active.ticket.key.model);
+                resident.map_or(0, |resident| kept_bytes(&resident.pipeline, &active.ticket))
+            }
+        });
+        let taken = self.weights.bytes() + self.companions.bytes();
+        self.shared.options.memory_budget.saturating_sub(taken).saturating_sub(kept.sum())
+    }
+
+    /// Whether pictures of the keys in `caching` would keep more than there is room for beside one step, were another
+    /// to start before those under way have ended.
+    fn lacks_room_to_keep(&self, caching: &HashSet<BatchKey>) -> bool {
+        if self.active.is_empty() || caching.is_empty() {
+            return false;
+        }
+        let room = self.room();
+        caching.iter().any(|key| {
+            self.weights.get(&key.model).is_some_and(|resident| {
+                let pipeline = &resident.pipeline;
+                sample_bytes(pipeline, key) + self.control_bytes(key) + most_kept_bytes(pipeline, key) > room
+            })
+        })
     }
 
     /// Bytes that ControlNets take a picture, as far as samples under way show.
@@ -436,4 +469,18 @@ impl DeviceThread {
 /// Bytes that one more picture of this shape takes in a step: both rows of guidance.
 fn sample_bytes(pipeline: &Pipeline, key: &BatchKey) -> u64 {
     pipeline.step_bytes(2, key.height / 8, key.width / 8) as u64
+}
+
+/// Bytes that a picture keeps between its steps.
+fn kept_bytes(pipeline: &Pipeline, ticket: &Ticket) -> u64 {
+    let (height, width) = (ticket.key.height / 8, ticket.key.width / 8);
+    match &ticket.job.content {
+        Content::Picture(spec) => pipeline.cache_bytes(&spec.speed, height, width) as u64,
+        Content::Latent(_) => 0, // it starts with its sample, which knows
+    }
+}
+
+/// Most bytes that a picture of this shape can keep between its steps.
+fn most_kept_bytes(pipeline: &Pipeline, key: &BatchKey) -> u64 {
+    pipeline.most_cache_bytes(key.height / 8, key.width / 8) as u64
 }

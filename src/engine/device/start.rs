@@ -10,7 +10,7 @@ use darkroom_pipelines::{
     WantedPrompt,
 };
 
-use super::{Active, DeviceThread, Phase, sample_bytes};
+use super::{Active, DeviceThread, Phase, kept_bytes, sample_bytes};
 use crate::engine::EngineEvent;
 use crate::engine::companions::Gathered;
 use crate::engine::finish::Finishing;
@@ -93,7 +93,9 @@ impl DeviceThread {
         let now = Instant::now();
         for mut active in starting {
             let key = &active.ticket.key;
-            let needs = self.weights.get(model).map_or(0, |r| r.entry.bytes) + sample_bytes(pipeline, key);
+            let needs = self.weights.get(model).map_or(0, |r| r.entry.bytes)
+                + sample_bytes(pipeline, key)
+                + kept_bytes(pipeline, &active.ticket);
             if needs > self.budget() {
                 let message = format!(
                     "{} x {} pixels with '{model}' take {} MiB; the memory budget is {} MiB",
@@ -251,6 +253,7 @@ fn image_request(spec: &ImageSpec, source: &Source) -> Result<ImageRequest, Stri
         source: source.clone(),
         loras: None,
         controls: Vec::new(),
+        speed: spec.speed,
     })
 }
 

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use darkroom_models::device;
-use darkroom_pipelines::{LatentPreview, LoraSet, Pipeline, Sample};
+use darkroom_pipelines::{LatentPreview, LoraSet, Pipeline, Sample, StepWork};
 
 use super::{Active, DeviceThread, Finished, Phase};
 use crate::engine::companions::{Companions, ROUNDING};
@@ -13,7 +13,7 @@ use crate::engine::job::{BatchKey, Content};
 use crate::engine::queue::Ticket;
 use crate::engine::split::in_halves;
 use crate::engine::{EngineEvent, Unwritten};
-use crate::metrics::{ByModel, ByWay};
+use crate::metrics::{ByModel, ByPass, ByWay, Metrics};
 use crate::task::{TaskError, TaskErrorKind};
 
 /// Steps of samples that must be left for merging to be worth its cost.
@@ -49,6 +49,10 @@ impl DeviceThread {
             }
             let step = std::panic::AssertUnwindSafe(|| pipeline.step(part));
             match std::panic::catch_unwind(step) {
+                Ok(Ok(work)) => {
+                    count(&self.shared.metrics, work);
+                    Ok(())
+                }
                 Ok(Err(error)) => {
                     // What is left over from other shapes makes room for a smaller batch.
                     if error.is_out_of_memory() {
@@ -56,7 +60,6 @@ impl DeviceThread {
                     }
                     Err(error.to_string())
                 }
-                Ok(Ok(())) => Ok(()),
                 Err(_) => {
                     // How far each sample got is not known, so none is tried again.
                     panicked = true;
@@ -235,6 +238,13 @@ impl DeviceThread {
                 Content::Latent(latent) => latent.previewed(width, height, rgb),
             }
         }
+    }
+}
+
+/// Counts what a step put through networks.
+fn count(metrics: &Metrics, StepWork { whole_rows, shallow_rows, control_rows, .. }: StepWork) {
+    for (pass, rows) in [("whole", whole_rows), ("shallow", shallow_rows), ("controlnet", control_rows)] {
+        metrics.step_rows.get_or_create(&ByPass { pass }).inc_by(rows as u64);
     }
 }
 

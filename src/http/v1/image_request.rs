@@ -4,6 +4,7 @@ use serde::Deserialize;
 use utoipa::ToSchema;
 
 use crate::http::guides::{BackgroundName, ControlRequest, DetailRequest, LoraRequest};
+use crate::http::speed::SpeedBody;
 use crate::http::submit::PriorityName;
 
 /// Pictures to draw. Everything but the prompt may be left out; what is left out suits the model.
@@ -60,6 +61,8 @@ pub(in crate::http) struct ImagesRequest {
     /// ControlNets; their effects add up.
     #[schema(max_items = 4)]
     pub(in crate::http) controls: Option<Vec<ControlRequest>>,
+    /// What is given up of exactness for speed.
+    pub(in crate::http) speed: Option<SpeedBody>,
     /// Faces, or places of your choice, are drawn once more, larger.
     pub(in crate::http) detail: Option<DetailRequest>,
     /// What becomes of the background. Transparency needs PNG or WebP.

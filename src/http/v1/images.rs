@@ -189,6 +189,7 @@ impl Drawing {
             scheduler: request.scheduler,
             clip_skip: request.clip_skip.map(|layer| layer as usize),
             denoise: request.denoise,
+            speed: request.speed.unwrap_or_default().into(),
             start,
             without_metadata: request.metadata == Some(false),
         };

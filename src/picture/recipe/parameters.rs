@@ -3,6 +3,7 @@
 
 use std::fmt::Write as _;
 
+use darkroom_pipelines::{GuidanceInterval, Speed, StepCache};
 use serde_json::Value;
 
 use super::{Origin, Recipe, RecipeControl, RecipeLora};
@@ -49,6 +50,7 @@ impl Recipe {
         for (index, control) in self.controls.iter().enumerate() {
             let _ = write!(text, ", ControlNet {index}: {}", quoted(&unit(control)));
         }
+        text.push_str(&speed_text(&self.speed));
         if let Some(detail) = &self.detail {
             let _ = write!(text, ", Detail: {}", quoted(&detail_text(detail)));
         }
@@ -97,6 +99,22 @@ fn unit(control: &RecipeControl) -> String {
         text.push_str(", Pixel Perfect: True");
     }
     text.push_str(", Control Mode: Balanced");
+    text
+}
+
+/// What was given up, and nothing where nothing was.
+fn speed_text(speed: &Speed) -> String {
+    let mut text = String::new();
+    let Speed { guidance_interval, step_cache } = speed.effective();
+    if let Some(GuidanceInterval { start, end }) = guidance_interval {
+        let _ = write!(text, ", Guidance interval: {start}-{end}");
+    }
+    if let Some(StepCache { cache_interval: interval, cache_branch_id }) = step_cache {
+        let _ = write!(text, ", DeepCache interval: {interval}");
+        if let Some(branch) = cache_branch_id {
+            let _ = write!(text, ", DeepCache branch: {branch}");
+        }
+    }
     text
 }
 
@@ -204,6 +222,20 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part} not in {text}");
         }
+    }
+
+    #[test]
+    fn what_was_given_up_for_speed_is_said_and_what_was_not_is_not() {
+        let mut recipe = recipe(Origin::Empty);
+        let exact = recipe.parameters();
+        let interval = |start, end| Some(GuidanceInterval { start, end });
+        let cache = |cache_interval, cache_branch_id| Some(StepCache { cache_interval, cache_branch_id });
+        recipe.speed = Speed { guidance_interval: interval(0.0, 1.0), step_cache: cache(1, Some(2)) };
+        assert_eq!(recipe.parameters(), exact);
+        recipe.speed = Speed { guidance_interval: interval(0.1, 0.8), step_cache: cache(3, None) };
+        assert!(recipe.parameters().contains(", Guidance interval: 0.1-0.8, DeepCache interval: 3, Version"));
+        recipe.speed = Speed { guidance_interval: None, step_cache: cache(2, Some(0)) };
+        assert!(recipe.parameters().contains(", DeepCache interval: 2, DeepCache branch: 0, Version"));
     }
 
     #[test]

@@ -101,6 +101,7 @@ fn spec(seed: u64) -> ImageSpec {
         source: SourceSpec::Empty,
         loras: Vec::new(),
         controls: Vec::new(),
+        speed: darkroom_pipelines::Speed::default(),
         detail: None,
         background: crate::task::Background::Keep,
         format: ImageFormat::Png,

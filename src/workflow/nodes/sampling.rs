@@ -11,7 +11,7 @@ use darkroom_pipelines::noise::BatchPosition;
 use darkroom_pipelines::sampler::SamplerKind;
 use darkroom_pipelines::schedule::{ModelSampling, Scheduler};
 use darkroom_pipelines::{
-    Condition, ConditionMask, Control, LatentNoise, LatentRequest, Mask as PictureMask, PipelineError,
+    Condition, ConditionMask, Control, LatentNoise, LatentRequest, Mask as PictureMask, PipelineError, Speed,
 };
 
 use super::vae::picture;
@@ -271,6 +271,7 @@ fn requests(
                 sampling: sampling.clone(),
                 cfg_norms: job.model.cfg_norms.clone(),
                 free_u: job.model.free_u.clone(),
+                speed: Speed::default(),
             })
         })
         .collect()
