@@ -71,8 +71,6 @@ fn out_of_range() -> Vec<(&'static str, Value)> {
         ("clip_skip", json!(33)),
         ("clip_skip", json!(0)),
         ("denoise", json!(2)),
-        ("speed", json!({"guidance": 1})),
-        ("speed", json!({"step_cache": {"cache_interval": 1.5}})),
         ("format", json!("gif")),
         ("quality", json!(101)),
         ("quality", json!(50)),

@@ -154,6 +154,8 @@ async fn what_was_given_up_for_speed_is_told_and_the_configuration_decides_where
     for (speed, field) in [
         (json!({"guidance_interval": {"start": 0.9, "end": 0.1}}), "speed.guidance_interval"),
         (json!({"step_cache": {"cache_interval": 0}}), "speed.step_cache.cache_interval"),
+        (json!({"step_cache": {"cache_interval": 1.5}}), "speed.step_cache.cache_interval"),
+        (json!({"guidance": 1}), "speed.guidance"),
         (
             json!({"step_cache": {"cache_interval": 2, "cache_branch_id": 64}}),
             "speed.step_cache.cache_branch_id",
