@@ -69,6 +69,14 @@ struct Evaluated {
     kept: Option<Tensor>,
 }
 
+/// What rows of one call share.
+#[derive(PartialEq)]
+struct CallKind<'r> {
+    dims: &'r [usize],
+    /// Where the pass is cut; `None`: nowhere.
+    branch: Option<usize>,
+}
+
 /// What one call gave.
 struct Output {
     /// `[rows, 4, h, w]`.
@@ -147,16 +155,16 @@ impl Denoiser<'_> {
         most: usize,
         work: &mut StepWork,
     ) -> Result<Vec<Evaluated>, PipelineError> {
-        let mut kinds: Vec<((&[usize], Option<usize>), Vec<usize>)> = Vec::new();
+        let mut kinds: Vec<(CallKind<'_>, Vec<usize>)> = Vec::new();
         for (i, row) in rows.iter().enumerate() {
-            let own = (row.latent.dims(), row.pass.branch());
+            let own = CallKind { dims: row.latent.dims(), branch: row.pass.branch() };
             match kinds.iter_mut().find(|(kind, _)| *kind == own) {
                 Some((_, alike)) => alike.push(i),
                 None => kinds.push((own, vec![i])),
             }
         }
         let mut evaluated: Vec<(usize, Evaluated)> = Vec::with_capacity(rows.len());
-        for ((_, branch), alike) in &kinds {
+        for (CallKind { branch, .. }, alike) in &kinds {
             for call in alike.chunks(most.max(1)) {
                 let of_call: Vec<&Row<'_>> = call.iter().map(|i| &rows[*i]).collect();
                 let Output { predictions, kept, control_rows } = self.evaluate(&of_call, *branch)?;
