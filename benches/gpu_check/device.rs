@@ -52,8 +52,8 @@ impl Target {
         cuda::forget_peak(&self.device);
     }
 
-    /// The most bytes in use since [`Self::forget_peak`], as MiB: of tensors (`used`), of the pool that they come from
-    /// (`reserved`), and now of the whole card, by all programs (`card`).
+    /// The most bytes in use since [`Self::forget_peak`], as MiB: of tensors (`used`), of the pools that they come from
+    /// (`reserved`), recorded graphs included (`graphs`), and now of the whole card, by all programs (`card`).
     pub(crate) fn peak_mib(&self) -> Value {
         #[cfg(feature = "cuda")]
         if self.is_cuda() {
@@ -91,7 +91,9 @@ pub(crate) mod cuda {
     //! What only the driver tells.
 
     use candle_core::Device;
-    use candle_core::cuda_backend::cudarc::driver::sys::{self, CUmemPool_attribute_enum as Attribute};
+    use candle_core::cuda_backend::cudarc::driver::sys::{
+        self, CUgraphMem_attribute_enum as OfGraphs, CUmemPool_attribute_enum as OfPool,
+    };
     use serde_json::{Value, json};
 
     /// The pool that tensors come from.
@@ -106,18 +108,42 @@ pub(crate) mod cuda {
         Some(pool)
     }
 
-    fn get(pool: sys::CUmemoryPool, attribute: Attribute) -> Option<u64> {
+    fn get(pool: sys::CUmemoryPool, attribute: OfPool) -> Option<u64> {
         let mut value = 0u64;
         // SAFETY: these attributes are 64-bit numbers.
         unsafe { sys::cuMemPoolGetAttribute(pool, attribute, (&raw mut value).cast()) }.result().ok()?;
         Some(value)
     }
 
+    /// The same of the memory of recorded graphs, which is not the pool's.
+    fn of_graphs(device: &Device, attribute: OfGraphs) -> Option<u64> {
+        let Device::Cuda(device) = device else { return None };
+        let stream = device.cuda_stream();
+        let mut value = 0u64;
+        let place = (&raw mut value).cast();
+        // SAFETY: these attributes are 64-bit numbers.
+        unsafe { sys::cuDeviceGetGraphMemAttribute(stream.context().cu_device(), attribute, place) }
+            .result()
+            .ok()?;
+        Some(value)
+    }
+
     pub(super) fn forget_peak(device: &Device) {
         let Some(pool) = pool(device) else { return };
-        for attribute in
-            [Attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH, Attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH]
-        {
+        if let Device::Cuda(device) = device {
+            let stream = device.cuda_stream();
+            let mut zero = 0u64;
+            for attribute in
+                [OfGraphs::CU_GRAPH_MEM_ATTR_USED_MEM_HIGH, OfGraphs::CU_GRAPH_MEM_ATTR_RESERVED_MEM_HIGH]
+            {
+                let place = (&raw mut zero).cast();
+                // SAFETY: these attributes are 64-bit numbers and may be set to zero.
+                let _ = unsafe {
+                    sys::cuDeviceSetGraphMemAttribute(stream.context().cu_device(), attribute, place)
+                };
+            }
+        }
+        for attribute in [OfPool::CU_MEMPOOL_ATTR_USED_MEM_HIGH, OfPool::CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH] {
             let mut zero = 0u64;
             // SAFETY: these attributes are 64-bit numbers and may be set to zero.
             let _ = unsafe { sys::cuMemPoolSetAttribute(pool, attribute, (&raw mut zero).cast()) };
@@ -125,14 +151,19 @@ pub(crate) mod cuda {
     }
 
     pub(super) fn peak_mib(device: &Device) -> Value {
-        let high = |attribute| pool(device).and_then(|pool| get(pool, attribute)).map(|bytes| bytes >> 20);
+        let high = |attribute, graphs| {
+            let of_pool = pool(device).and_then(|pool| get(pool, attribute))?;
+            Some((of_pool + of_graphs(device, graphs).unwrap_or(0)) >> 20)
+        };
+        let reserved = OfGraphs::CU_GRAPH_MEM_ATTR_RESERVED_MEM_HIGH;
         let card = match device {
             Device::Cuda(device) => device.cuda_stream().context().mem_get_info().ok(),
             _ => None,
         };
         json!({
-            "used": high(Attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH),
-            "reserved": high(Attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH),
+            "used": high(OfPool::CU_MEMPOOL_ATTR_USED_MEM_HIGH, OfGraphs::CU_GRAPH_MEM_ATTR_USED_MEM_HIGH),
+            "reserved": high(OfPool::CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH, reserved),
+            "graphs": of_graphs(device, reserved).map(|bytes| bytes >> 20),
             "card": card.map(|(free, total)| (total - free) >> 20),
         })
     }

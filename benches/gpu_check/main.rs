@@ -113,6 +113,7 @@ fn main() -> ExitCode {
         }
     };
     let done = Target::open(&args.device).and_then(|target| {
+        record.watch(&target.device);
         let plan = Plan { target, root: args.root, work: args.work, quick: args.quick, seed: args.seed };
         match args.stage {
             Stage::Weights => weights::make(&plan, &mut record),

@@ -7,6 +7,7 @@ use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use candle_core::Device;
 use serde_json::{Map, Value, json};
 
 use crate::Outcome;
@@ -16,12 +17,23 @@ pub(crate) struct Record {
     file: File,
     end: Instant,
     skip: Vec<String>,
+    /// What failures are followed by a look at.
+    device: Option<Device>,
 }
+
+/// The exit status of a process that asks to be started anew: a card that failed once gives its process nothing more
+/// (`scripts/gpu_check/stages.py` knows it).
+const AGAIN: i32 = 75;
 
 impl Record {
     pub(crate) fn open(path: &Path, time: Duration, skip: Vec<String>) -> std::io::Result<Self> {
         let file = OpenOptions::new().create(true).append(true).open(path)?;
-        Ok(Self { file, end: Instant::now() + time, skip })
+        Ok(Self { file, end: Instant::now() + time, skip, device: None })
+    }
+
+    /// From now on ends the process after a failure that has left the device unusable.
+    pub(crate) fn watch(&mut self, device: &Device) {
+        self.device = Some(device.clone());
     }
 
     /// Seconds until the stage has to be done.
@@ -62,6 +74,9 @@ impl Record {
             line.extend(values);
         }
         self.line(&Value::Object(line));
+        if status == "failed" && self.device.as_ref().is_some_and(|device| device.synchronize().is_err()) {
+            std::process::exit(AGAIN);
+        }
         outcome.ok()?.ok()
     }
 

@@ -1,6 +1,7 @@
 //! How fast pictures are drawn, by size, batch, ControlNet and LoRA: with the pipeline alone, one batch from its prompts
 //! to its pixels. What a server adds is in the pack.
 
+use std::cell::OnceCell;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -110,13 +111,39 @@ pub(crate) fn flops(plan: &Plan, (width, height): (usize, usize), control: bool)
     Ok((2.0 * row, architecture::flops(&architecture::vae_decoder(&vae, h, w))))
 }
 
-/// Everything that is loaded once.
+/// What is loaded. Beside the model itself each part only once it is asked for: memory that plain pictures take is
+/// theirs alone.
 struct Loaded<'p> {
     plan: &'p Plan,
     pipeline: Pipeline,
-    merged: Pipeline,
-    lora: Arc<LoraSet>,
-    control: Arc<ControlNet>,
+    lora: OnceCell<Arc<LoraSet>>,
+    merged: OnceCell<Pipeline>,
+    control: OnceCell<Arc<ControlNet>>,
+}
+
+/// What is in the cell, made if it is empty.
+fn once<T>(cell: &OnceCell<T>, make: impl FnOnce() -> Outcome<T>) -> Outcome<&T> {
+    match cell.get() {
+        Some(known) => Ok(known),
+        None => {
+            let made = make()?;
+            Ok(cell.get_or_init(|| made))
+        }
+    }
+}
+
+impl Loaded<'_> {
+    fn lora(&self) -> Outcome<&Arc<LoraSet>> {
+        once(&self.lora, || subject::lora(&self.plan.work, &self.pipeline, weights::LORAS[0]))
+    }
+
+    fn merged(&self) -> Outcome<&Pipeline> {
+        once(&self.merged, || Ok(self.pipeline.with_merged(self.lora()?, Rounding::ToStored)?))
+    }
+
+    fn control(&self) -> Outcome<&Arc<ControlNet>> {
+        once(&self.control, || subject::control_net(&self.plan.work, &self.pipeline))
+    }
 }
 
 pub(crate) fn measure(plan: &Plan, record: &mut Record) -> Outcome<()> {
@@ -126,10 +153,8 @@ pub(crate) fn measure(plan: &Plan, record: &mut Record) -> Outcome<()> {
     plan.target.wait()?;
     record.fact("load_seconds", &json!(rounded(started.elapsed().as_secs_f64())));
     record.fact("weights_mib", &json!(pipeline.weight_bytes() >> 20));
-    let lora = subject::lora(&plan.work, &pipeline, weights::LORAS[0])?;
-    let merged = pipeline.with_merged(&lora, Rounding::ToStored)?;
-    let control = subject::control_net(&plan.work, &pipeline)?;
-    let loaded = Loaded { plan, pipeline, merged, lora, control };
+    let loaded =
+        Loaded { plan, pipeline, lora: OnceCell::new(), merged: OnceCell::new(), control: OnceCell::new() };
 
     let mut rate = GUESSED_RATE;
     for job in jobs(plan.quick) {
@@ -151,12 +176,16 @@ pub(crate) fn measure(plan: &Plan, record: &mut Record) -> Outcome<()> {
 
 fn requests(loaded: &Loaded<'_>, job: Job) -> Outcome<Vec<ImageRequest>> {
     let control: Option<Control> = match job.control {
-        true => Some(subject::control(&loaded.control, job.size, &loaded.plan.target.device)?),
+        true => Some(subject::control(loaded.control()?, job.size, &loaded.plan.target.device)?),
         false => None,
+    };
+    let lora = match job.lora {
+        Lora::None => None,
+        Lora::Beside | Lora::Merged => Some(loaded.lora()?),
     };
     let request = |index| ImageRequest {
         controls: control.iter().cloned().collect(),
-        loras: (job.lora != Lora::None).then(|| Arc::clone(&loaded.lora)),
+        loras: lora.cloned(),
         ..subject::request(job.size, job.steps, index)
     };
     Ok((0..job.batch).map(request).collect())
@@ -169,7 +198,7 @@ fn step(pipeline: &Pipeline, samples: &mut [Sample]) -> Outcome<()> {
 
 fn draw(loaded: &Loaded<'_>, job: Job) -> Outcome<Value> {
     let (plan, target) = (loaded.plan, &loaded.plan.target);
-    let pipeline = if job.lora == Lora::Merged { &loaded.merged } else { &loaded.pipeline };
+    let pipeline = if job.lora == Lora::Merged { loaded.merged()? } else { &loaded.pipeline };
     let requests = requests(loaded, job)?;
     target.forget_peak();
 
@@ -276,29 +305,30 @@ fn switch(loaded: &Loaded<'_>) -> Outcome<Value> {
     let start = |lora: &Arc<LoraSet>| {
         pipeline.prepare(&[ImageRequest { loras: Some(Arc::clone(lora)), ..subject::request(size, 20, 0) }])
     };
-    let (mut first, mut second) = (start(&loaded.lora)?, start(&other)?);
+    let usual = loaded.lora()?;
+    let (mut first, mut second) = (start(usual)?, start(&other)?);
     for _ in 0..WARM_UP {
         step(pipeline, &mut first)?;
     }
-    let usual = (0..4).map(|_| timed(&mut || step(pipeline, &mut first))).collect::<Outcome<Vec<_>>>()?;
-    let usual = Spread::of(usual).median();
+    let steps = (0..4).map(|_| timed(&mut || step(pipeline, &mut first))).collect::<Outcome<Vec<_>>>()?;
+    let usual_ms = Spread::of(steps).median();
     let cold = timed(&mut || step(pipeline, &mut second))?;
     // There and back again: both are warm.
     let mut switched = Vec::new();
     for _ in 0..4 {
-        switched.push(timed(&mut || step(pipeline, &mut first))? - usual);
-        switched.push(timed(&mut || step(pipeline, &mut second))? - usual);
+        switched.push(timed(&mut || step(pipeline, &mut first))? - usual_ms);
+        switched.push(timed(&mut || step(pipeline, &mut second))? - usual_ms);
     }
     let mut merged = Vec::new();
-    for lora in [&other, &loaded.lora, &other] {
+    for lora in [&other, usual, &other] {
         merged.push(timed(&mut || {
             pipeline.with_merged(lora, Rounding::ToStored)?;
             Ok(())
         })?);
     }
     Ok(json!({
-        "bind_ms": rounded(bind), "set_ms": rounded(set), "step_ms": rounded(usual),
-        "cold_switch_ms": rounded((cold - usual).max(0.0) + set),
+        "bind_ms": rounded(bind), "set_ms": rounded(set), "step_ms": rounded(usual_ms),
+        "cold_switch_ms": rounded((cold - usual_ms).max(0.0) + set),
         "switch_ms": rounded(Spread::of(switched).median().max(0.0)),
         "merge_ms": rounded(Spread::of(merged).median()),
     }))

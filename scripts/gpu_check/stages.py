@@ -19,6 +19,8 @@ GLANCE = 0.2
 """Seconds between two looks at a running stage."""
 GRACE = 10
 """Seconds that a stage may take beyond its time, for what it is in the middle of."""
+AGAIN = 75
+"""The exit status of a process that asks to be started anew behind what it has done: its card failed."""
 KEPT_OUTPUT = 2000
 """Characters that are kept of what a stage printed before it died."""
 
@@ -101,7 +103,7 @@ def run(stage: Stage, seconds: float, folder: Path, tell: Callable[[dict[str, An
         for name in open_cases:
             died[name] = reason
         # Where it died at no case, it would do so again.
-        if not open_cases:
+        if not open_cases and code != AGAIN:
             break
         status = "broken off"
     result = merged(result, died)

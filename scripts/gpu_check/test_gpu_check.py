@@ -206,6 +206,14 @@ class Running(unittest.TestCase):
         self.assertEqual([case["status"] for case in result["cases"].values()], ["ok", "failed", "ok"])
         self.assertIn("signal 11: oh", result["cases"]["b"]["reason"])
 
+    def test_a_stage_whose_card_failed_goes_on_in_another_process(self) -> None:
+        result = self.run_it(
+            "if 'a' not in skip: line(begin='a'); line(end='a', status='failed', reason='illegal address'); sys.exit(75)\n"
+            "line(begin='b'); line(end='b', status='ok')"
+        )
+        self.assertEqual(result["status"], "ok")
+        self.assertEqual([case["status"] for case in result["cases"].values()], ["failed", "ok"])
+
     def test_a_stage_that_dies_at_no_case_is_not_tried_again(self) -> None:
         result = self.run_it("line(fact='times', value=1); sys.exit('no card')")
         self.assertEqual(result["status"], "failed")

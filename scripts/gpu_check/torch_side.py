@@ -152,11 +152,7 @@ class Peer:
         self.text_2 = load(
             lambda: transformers.CLIPTextModelWithProjection(clip(**g)), folder / "text_encoder_2/model.safetensors", self.dtype
         )
-        control = config(self.work / "control_net")
-        self.control = load(
-            lambda: diffusers.ControlNetModel(**control), self.work / "models/controlnet/random_canny.safetensors", self.dtype
-        )
-        for module in (self.unet, self.vae, self.control):
+        for module in (self.unet, self.vae):
             module.to(memory_format=torch.channels_last)
         # Scaled already, and in a type with f32's range.
         self.vae.config.force_upcast = False
@@ -167,9 +163,20 @@ class Peer:
             "unet": self.unet, "scheduler": self.scheduler, "add_watermarker": False,
         }  # fmt: skip
         self.plain = diffusers.StableDiffusionXLPipeline(**common)
-        self.guided = diffusers.StableDiffusionXLControlNetPipeline(**common, controlnet=self.control)
-        for pipeline in (self.plain, self.guided):
-            pipeline.set_progress_bar_config(disable=True)
+        self.plain.set_progress_bar_config(disable=True)
+        self.guided: Any = None
+
+        def guided() -> Any:
+            """Loaded once it is asked for: memory that plain pictures take is theirs alone."""
+            settings = config(self.work / "control_net")
+            file = self.work / "models/controlnet/random_canny.safetensors"
+            control = load(lambda: diffusers.ControlNetModel(**settings), file, self.dtype)
+            control.to(memory_format=torch.channels_last)
+            made = diffusers.StableDiffusionXLControlNetPipeline(**common, controlnet=control)
+            made.set_progress_bar_config(disable=True)
+            return made
+
+        self.make_guided = guided
         self.eager = self.unet.forward
         self.compiled: Any = None
         self.fused = False
@@ -249,6 +256,7 @@ class Peer:
         torch = self.torch
         if job.guided:
             self.fuse_lora()
+            self.guided = self.guided or self.make_guided()
         found: dict[str, Any] = {}
         self.unet.forward = self.eager
         if job.compiled:
