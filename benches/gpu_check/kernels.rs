@@ -8,7 +8,7 @@ use crate::likeness::relative_error;
 use crate::measure::{Repeat, Spread, seconds};
 use crate::operations::{self, Case, Role, Scale};
 use crate::record::{Record, rounded};
-use crate::{Outcome, Plan, random};
+use crate::{Outcome, Plan, fused, random};
 
 /// Bytes of inputs that are gone through in turn, so that no run finds its inputs in the cache by luck alone.
 const ROTATED: usize = 128 << 20;
@@ -33,6 +33,10 @@ pub(crate) fn name_of(dtype: DType) -> &'static str {
 
 pub(crate) fn check(plan: &Plan, record: &mut Record) -> Outcome<()> {
     for case in operations::all(Scale { quick: plan.quick }) {
+        if !fused::runs_on(&case, &plan.target.device)? {
+            record.skipped(&case.name, "this card has no such products");
+            continue;
+        }
         let mut reference: Option<(Vec<Tensor>, Tensor)> = None;
         for dtype in plan.target.types() {
             if *dtype == DType::F32 && !case.in_f32 && !plan.quick {

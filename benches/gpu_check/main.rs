@@ -10,6 +10,7 @@
 mod architecture;
 mod configs;
 mod device;
+mod fused;
 mod kernels;
 mod likeness;
 mod machine;

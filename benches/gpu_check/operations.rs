@@ -7,6 +7,8 @@ use darkroom_kernels::{
     attention, conv2d_at, geglu, group_norm, layer_norm, linear_at, upsample_nearest_2x,
 };
 
+use crate::fused;
+
 /// What an input is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
@@ -25,7 +27,14 @@ pub(crate) struct Input {
     pub(crate) deviation: f32,
 }
 
-type Run = Box<dyn Fn(&[Tensor]) -> Result<Tensor>>;
+impl Input {
+    /// One of any shape that is always `f32`.
+    pub(crate) fn exact(shape: &[usize]) -> Self {
+        Self { shape: shape.to_vec(), role: Role::Vector, deviation: 1.0 }
+    }
+}
+
+pub(crate) type Run = Box<dyn Fn(&[Tensor]) -> Result<Tensor>>;
 
 /// An operation at a shape.
 pub(crate) struct Case {
@@ -48,21 +57,21 @@ pub(crate) struct Scale {
 
 impl Scale {
     /// Channels: multiples of 32 stay so.
-    fn channels(self, c: usize) -> usize {
+    pub(crate) fn channels(self, c: usize) -> usize {
         if self.quick && c >= 32 { (c / 320).max(1) * 32 } else { c }
     }
 
     /// Rows, columns, heads, tokens.
-    fn sides(self, n: usize) -> usize {
+    pub(crate) fn sides(self, n: usize) -> usize {
         if self.quick { (n / 16).max(n.min(3)) } else { n }
     }
 }
 
-fn computed(shape: &[usize], deviation: f32) -> Input {
+pub(crate) fn computed(shape: &[usize], deviation: f32) -> Input {
     Input { shape: shape.to_vec(), role: Role::Computed, deviation }
 }
 
-fn vector(n: usize) -> Input {
+pub(crate) fn vector(n: usize) -> Input {
     Input { shape: vec![n], role: Role::Vector, deviation: 1.0 }
 }
 
@@ -75,10 +84,11 @@ pub(crate) fn all(scale: Scale) -> Vec<Case> {
     norms(scale, &mut cases);
     pointwise(scale, &mut cases);
     additions(scale, &mut cases);
+    cases.extend(fused::all(scale));
     cases
 }
 
-fn dims(shape: &[usize]) -> String {
+pub(crate) fn dims(shape: &[usize]) -> String {
     shape.iter().map(usize::to_string).collect::<Vec<_>>().join("x")
 }
 
