@@ -46,6 +46,7 @@ fn request(seed: u64, width: usize, height: usize) -> ImageRequest {
         source: Source::Empty { width, height },
         loras: None,
         controls: Vec::new(),
+        speed: darkroom_pipelines::Speed::default(),
     }
 }
 

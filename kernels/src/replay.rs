@@ -74,7 +74,7 @@ impl<K: Eq + Hash + Clone> Replays<K> {
             return self.on_gpu(device, key, inputs, run);
         }
         let _ = key;
-        run(&inputs.iter().map(|input| Tensor::clone(input)).collect::<Vec<_>>())
+        run(&inputs.iter().copied().cloned().collect::<Vec<_>>())
     }
 
     /// How many recordings there are.
@@ -102,7 +102,7 @@ impl<K: Eq + Hash + Clone> Replays<K> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.clock += 1;
         let now = known.clock;
-        let eager = || run(&inputs.iter().map(|input| Tensor::clone(input)).collect::<Vec<_>>());
+        let eager = || run(&inputs.iter().copied().cloned().collect::<Vec<_>>());
         match known.states.get_mut(&key) {
             None => {
                 known.make_room();

@@ -238,7 +238,10 @@ impl Denoiser<'_> {
         let calls = controls::calls(rows.iter().map(|row| (row.sigma, row.placed.controls.as_slice())));
         let control_rows = calls.iter().map(controls::Call::rows).sum();
         let mut kept: Vec<Option<Tensor>> = vec![None; rows.len()];
+        let keeps = |row: &&Row<'_>| matches!(row.pass, Pass::Whole { keep: Some(_) });
+        let plain = calls.is_empty() && free_u.is_empty() && !rows.iter().any(keeps);
         let predictions = match branch {
+            None if plain => self.unet.forward_replayed(&input)?,
             None => self.unet.forward_observed(
                 &input,
                 &FreeU::new(free_u),

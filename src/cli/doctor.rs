@@ -179,6 +179,7 @@ fn draw(device: &Device) -> Result<Picture, PipelineError> {
         source: Source::Empty { width: SIDE, height: SIDE },
         loras: None,
         controls: Vec::new(),
+        speed: darkroom_pipelines::Speed::default(),
     };
     let mut samples = pipeline.prepare(&[request])?;
     pipeline.denoise(&mut samples, 1, &mut |_| ())?;

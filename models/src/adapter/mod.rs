@@ -93,6 +93,11 @@ impl Adapters {
         Self { groups: groups.into_iter().filter(changes).collect() }
     }
 
+    /// Whether no row has one.
+    pub fn is_empty(&self) -> bool {
+        self.groups.is_empty()
+    }
+
     /// One adapter for all of `rows` rows.
     pub fn all(adapter: Arc<NetworkAdapter>, rows: usize) -> Self {
         Self::new(vec![(0..rows, adapter)])

@@ -30,7 +30,7 @@ impl UNet2DConditionModel {
     /// SDXL's at 1024 × 1024, cut below the outermost blocks, are 42 MB.
     pub fn kept_bytes(&self, branch: usize, height: usize, width: usize) -> usize {
         let elements = kept_elements(self.config(), branch, height, width);
-        usize::try_from(elements).unwrap_or(usize::MAX).saturating_mul(ELEMENT)
+        usize::try_from(elements).unwrap_or(usize::MAX).saturating_mul(self.activations().size_in_bytes())
     }
 }
 

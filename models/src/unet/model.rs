@@ -1,7 +1,9 @@
 //! The whole network: conditioning, downward half, upward half, output.
 
+use std::sync::Arc;
+
 use candle_core::{DType, Tensor, bail};
-use darkroom_kernels::Activation;
+use darkroom_kernels::{Activation, Replays};
 
 use super::blocks::UpBlock;
 use super::condition::{Condition, ConditionEmbedding};
@@ -10,7 +12,10 @@ use super::{FreeU, UNetConfig, UNetFeatures, UNetInput};
 use crate::layers::{Conv2d, GroupNorm, channels_first, channels_last};
 use crate::weights::{Weights, WeightsError};
 
+mod replayed;
 mod shallow;
+
+use replayed::{Baked, MOST_RECORDINGS};
 
 pub use shallow::ShallowFeatures;
 
@@ -25,6 +30,8 @@ pub struct UNet2DConditionModel {
     norm_out: GroupNorm,
     conv_out: Conv2d,
     activations: DType,
+    /// Shared by clones, which have the same weights.
+    replays: Arc<Replays<Baked>>,
 }
 
 impl UNet2DConditionModel {
@@ -49,6 +56,7 @@ impl UNet2DConditionModel {
             )?,
             conv_out: Conv2d::load(&weights.scope("conv_out"), first, config.out_channels, 3)?,
             activations: weights.activations(),
+            replays: Arc::new(Replays::new(MOST_RECORDINGS)),
         })
     }
 

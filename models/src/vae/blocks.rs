@@ -52,8 +52,8 @@ impl MidBlock {
     }
 
     fn forward(&self, x: Tensor) -> candle_core::Result<Tensor> {
-        let x = self.first.forward(x, None, Adapters::none())?;
-        let x = self.attention.forward(x)?;
+        let mut x = self.first.forward(x, None, Adapters::none())?;
+        x = self.attention.forward(&x)?;
         self.second.forward(x, None, Adapters::none())
     }
 }
@@ -82,10 +82,10 @@ impl MidAttention {
         })
     }
 
-    fn forward(&self, x: Tensor) -> candle_core::Result<Tensor> {
+    fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         let (b, h, w, c) = x.dims4()?;
         let seen = {
-            let tokens = self.norm.forward(&x, Adapters::none())?.reshape((b, h * w, c))?;
+            let tokens = self.norm.forward(x, Adapters::none())?.reshape((b, h * w, c))?;
             let query = self.query.forward(&tokens, Adapters::none())?;
             let (key, value) = (
                 self.key.forward(&tokens, Adapters::none())?,

@@ -396,7 +396,7 @@ impl DeviceThread {
             }
         });
         let taken = self.weights.bytes() + self.companions.bytes();
-        self.shared.options.memory_budget.saturating_sub(taken).saturating_sub(kept.sum())
+        self.budget().saturating_sub(taken).saturating_sub(kept.sum())
     }
 
     /// Whether pictures of the keys in `caching` would keep more than there is room for beside one step, were another
