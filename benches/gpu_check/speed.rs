@@ -193,7 +193,8 @@ fn requests(loaded: &Loaded<'_>, job: Job) -> Outcome<Vec<ImageRequest>> {
 
 fn step(pipeline: &Pipeline, samples: &mut [Sample]) -> Outcome<()> {
     let mut batch: Vec<&mut Sample> = samples.iter_mut().collect();
-    Ok(pipeline.step(&mut batch)?)
+    pipeline.step(&mut batch)?;
+    Ok(())
 }
 
 fn draw(loaded: &Loaded<'_>, job: Job) -> Outcome<Value> {

@@ -74,6 +74,7 @@ pub(crate) fn request(size: (usize, usize), steps: usize, index: usize) -> Image
         source: Source::Empty { width, height },
         loras: None,
         controls: Vec::new(),
+        speed: darkroom_pipelines::Speed::default(),
     }
 }
 

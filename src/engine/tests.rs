@@ -5,7 +5,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use darkroom_models::Precision;
 use darkroom_pipelines::{GuidanceInterval, Limits, Picture, Pipeline, Source, Speed, StepCache};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio_util::sync::CancellationToken;

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use candle_core::{DType, Device, Tensor};
-use darkroom_models::Precision;
+use darkroom_models::device::DeviceName;
 use darkroom_pipelines::preprocess::canny::{Canny, CannyMethod};
 use darkroom_pipelines::{Limits, Picture, Source};
 use serde_json::{Value as Json, json};

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use darkroom_models::Precision;
+use darkroom_models::device::DeviceName;
 use darkroom_pipelines::{Limits, Picture, Source};
 use tokio_util::sync::CancellationToken;
 
