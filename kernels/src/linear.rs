@@ -61,11 +61,11 @@ pub fn linear_add(
         return on_cpu(Isa::detect(), precision, x, weight, bias, residual);
     }
     #[cfg(feature = "cuda")]
-    if crate::cuda::launch::takes(x)
-        && crate::cuda::launch::takes(weight)
-        && let Some(y) = crate::cuda::matmul::linear(x, weight, bias, residual)?
-    {
-        return Ok(y);
+    if crate::cuda::launch::takes(x) && crate::cuda::launch::takes(weight) {
+        return match crate::cuda::matmul::linear(x, weight, bias, residual)? {
+            Some(y) => Ok(y),
+            None => crate::cuda::conv2d::product(x, weight, bias, residual, crate::Activation::Identity),
+        };
     }
     let y = reference::linear(x, weight, bias)?;
     match residual {

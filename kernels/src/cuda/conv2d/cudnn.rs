@@ -5,9 +5,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Result, Tensor};
 
-use super::super::cudnn::{
-    self, Attribute, Code, Descriptor, Draft, Kind, Library, Plan, TensorSpec, pointwise,
-};
+use super::super::cudnn::{self, Attribute, Code, Descriptor, Draft, Kind, Library, TensorSpec, pointwise};
 use super::super::launch::{self, Dense};
 use super::{Prepared, Sizes, own};
 use crate::Activation;

@@ -2,12 +2,18 @@
 //! (`scripts/cuda/test`).
 
 #![cfg(feature = "cuda")]
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    reason = "a test that cannot go on fails"
+)]
 
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use candle_core::Device;
-use darkroom::embedded;
+use darkroom_models::checkpoint::Checkpoint;
 use darkroom_models::device::{self, DeviceName};
 use darkroom_models::{ComputeType, Precision};
 use darkroom_pipelines::noise::BatchPosition;
@@ -28,7 +34,8 @@ fn card() -> &'static Device {
 }
 
 fn pipeline(device: &Device, compute_type: ComputeType) -> Pipeline {
-    Pipeline::load_at(&embedded::checkpoint(device).unwrap(), device, compute_type).unwrap()
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/tiny-sdxl.safetensors");
+    Pipeline::load_at(&Checkpoint::open(&file, device).unwrap(), device, compute_type).unwrap()
 }
 
 fn request(seed: u64, width: usize, height: usize) -> ImageRequest {
@@ -87,7 +94,7 @@ fn a_picture_does_not_depend_on_its_batch_mates() {
     let pipeline = pipeline(card(), ComputeType::Bf16);
     let mut requests = vec![request(1, 64, 64), request(2, 64, 64), request(3, 64, 64)];
     requests[1].steps = 3;
-    requests[2].sampler = SamplerKind::DpmPp2M;
+    requests[2].sampler = SamplerKind::Dpmpp2m;
     requests[2].prompt = "1boy, angry".into();
     let together = draw(&pipeline, &requests, 3);
     for (request, together) in requests.iter().zip(&together) {
