@@ -125,6 +125,13 @@ CUresult release(Address address) {
     return CUDA_SUCCESS;
 }
 
+void resize(Address address, size_t bytes) {
+    Card &c = card();
+    std::lock_guard<std::mutex> lock(c.mutex);
+    auto found = c.allocations.find(address);
+    if (found != c.allocations.end()) found->second.bytes = bytes;
+}
+
 void begin_use(Address address, size_t bytes) {
     Card &c = card();
     std::lock_guard<std::mutex> lock(c.mutex);

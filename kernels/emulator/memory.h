@@ -21,6 +21,8 @@ CUresult release(Address address);
 
 // Memory of a graph: allocated with it, but there for users only between its allocation and its release when run.
 CUresult allocate_for_graph(size_t bytes, Address *address);
+// The next use, as recorded in a graph, is for `bytes`.
+void resize(Address address, size_t bytes);
 // From now on it is used for `bytes`; it holds NaN.
 void begin_use(Address address, size_t bytes);
 void end_use(Address address);

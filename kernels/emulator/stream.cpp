@@ -126,6 +126,7 @@ CUresult allocate_in(Stream *stream, size_t bytes, memory::Address *address) {
     if (reused != memory.unused.end()) {
         *address = reused->second;
         memory.unused.erase(reused);
+        memory::resize(*address, bytes);
     } else {
         CUresult result = memory::allocate_for_graph(bytes, address);
         if (result != CUDA_SUCCESS) return result;

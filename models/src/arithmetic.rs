@@ -40,8 +40,8 @@ pub enum Range {
 /// What a network computes in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Arithmetic {
-    /// The type of activations, and of matrices and convolution kernels where it is a 16-bit one; where it is `f32`
-    /// they stay in their stored type.
+    /// The type of activations, and of matrices and convolution kernels; these stay in their stored type on a CPU where
+    /// activations are `f32`.
     pub activations: DType,
     /// How products are formed on a CPU.
     pub products: Precision,

@@ -257,15 +257,16 @@ impl Weights {
         self.lock().get(&self.full(name))?.shape()
     }
 
-    /// Bytes that the tensors of this scope that nothing took yet will take: each in its stored type, or in the 16-bit
-    /// type that a network which loads from here computes in.
+    /// Bytes that the tensors of this scope that nothing took yet will take: each in the type that a network which loads
+    /// from here holds its matrices in.
     pub fn bytes(&self) -> u64 {
         let left = self.lock();
         let tensors = left.iter().filter(|(name, _)| self.within(name).is_some());
-        let halved = self.arithmetic.activations != DType::F32;
         let bytes = |source: &Source| {
             let stored = source.bytes()?;
-            Some(if halved && source.dtype() == Some(DType::F32) { stored / 2 } else { stored })
+            let Some(from) = source.dtype() else { return Some(stored) };
+            let to = self.matrix_type(from).size_in_bytes() as u64;
+            Some((stored / from.size_in_bytes() as u64).saturating_mul(to))
         };
         tensors.filter_map(|(_, source)| bytes(source)).sum()
     }
@@ -324,8 +325,7 @@ impl Weights {
         self.take_with(name, shape, Ok)
     }
 
-    /// Takes the matrix `name`, as [`Weights::take`], in the type that the network computes in where that is a 16-bit
-    /// one.
+    /// Takes the matrix `name`, as [`Weights::take`], in the type that the network's products are formed in.
     ///
     /// # Errors
     /// As [`Weights::take`].
@@ -354,9 +354,16 @@ impl Weights {
 
     /// A weight in the type that products are formed in.
     fn converted(&self, weight: Tensor) -> Result<Tensor, WeightsError> {
+        let dtype = self.matrix_type(weight.dtype());
+        Ok(weight.to_dtype(dtype)?)
+    }
+
+    /// What matrices and convolution kernels that are stored as `stored` are held in. A CPU's kernels widen 16-bit
+    /// weights as they read them, exactly; a GPU's take both factors in one type.
+    fn matrix_type(&self, stored: DType) -> DType {
         match self.arithmetic.activations {
-            DType::F32 => Ok(weight),
-            dtype => Ok(weight.to_dtype(dtype)?),
+            DType::F32 if !self.device.is_cuda() => stored,
+            activations => activations,
         }
     }
 
