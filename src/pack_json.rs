@@ -1,6 +1,7 @@
 //! `pack.json`, the index of a pack's folder: what was asked for and which file shows what. Programs that use a
 //! pack read this file; its fields are only ever added to.
 
+use darkroom_models::Computed;
 use darkroom_pipelines::Speed;
 use serde::{Deserialize, Serialize};
 
@@ -47,6 +48,9 @@ pub struct Settings {
     /// Whether the networks formed their products in bf16.
     #[serde(default)]
     pub bf16: bool,
+    /// What the networks formed their products in; absent: single precision, or what `bf16` says.
+    #[serde(default, skip_serializing_if = "Computed::is_full")]
+    pub precision: Computed,
     /// What was given up for speed; absent: nothing.
     #[serde(default, skip_serializing_if = "Speed::is_exact")]
     pub speed: Speed,

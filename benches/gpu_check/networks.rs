@@ -28,6 +28,7 @@ fn limit(compute: ComputeType) -> f64 {
         ComputeType::Bf16 => 4e-2,
         ComputeType::F16 => 5e-3,
         ComputeType::Auto | ComputeType::Full => 1e-4,
+        ComputeType::Fp8 => 1e-1,
     }
 }
 
@@ -37,6 +38,7 @@ fn name_of(compute: ComputeType) -> &'static str {
         ComputeType::Full => "f32",
         ComputeType::Bf16 => "bf16",
         ComputeType::F16 => "f16",
+        ComputeType::Fp8 => "fp8",
     }
 }
 

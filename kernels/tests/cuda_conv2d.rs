@@ -3,6 +3,7 @@
 #![cfg(feature = "cuda")]
 #![allow(
     clippy::unwrap_used,
+    clippy::panic,
     clippy::print_stderr,
     reason = "a test that cannot go on fails, and says what it skips"
 )]

@@ -18,6 +18,6 @@ pub mod upscaler;
 pub mod vae;
 pub mod weights;
 
-pub use arithmetic::ComputeType;
+pub use arithmetic::{ComputeType, Computed};
 pub use darkroom_kernels::{Precision, bf16_is_accelerated, device};
 pub use fields::ConfigError;

@@ -23,6 +23,8 @@ use darkroom_pipelines::{ImageRequest, Picture, Pipeline, Sample, Source};
 
 /// A 16-bit picture is at least so close to the CPU's `f32` one, decibels.
 const CLOSE: f64 = 40.0;
+/// The same with 8-bit products.
+const NEAR: f64 = 22.0;
 /// The same in `f32`.
 const VERY_CLOSE: f64 = 70.0;
 
@@ -79,6 +81,7 @@ fn pictures_equal_the_cpus_in_every_type() {
         (ComputeType::F16, CLOSE),
         (ComputeType::Bf16, CLOSE),
         (ComputeType::Auto, CLOSE),
+        (ComputeType::Fp8, NEAR),
     ] {
         let drawn = draw(&pipeline(card(), compute_type), &requests, 2);
         for (drawn, expected) in drawn.iter().zip(&expected) {

@@ -41,6 +41,7 @@ PROMPTS = [
     "scenery, house, tree, sun",
 ]
 VARIANTS: dict[str, list[str]] = {
+    "fp8": ["--precision", "fp8"],
     "guidance interval 0-0.8": ["--guidance-interval", "0-0.8"],
     "guidance interval 0-0.6": ["--guidance-interval", "0-0.6"],
     "guidance interval 0.2-0.8": ["--guidance-interval", "0.2-0.8"],

@@ -103,7 +103,7 @@ pub(super) fn recipe(request: &ImageRequest, model: &Model, origin: &crate::pict
         seed: request.seed,
         denoise: request.denoise,
         clip_skip: request.clip_skip,
-        bf16: model.bf16,
+        computed: model.pipeline().computed(),
         model: model.name.clone(),
         origin: origin.clone(),
         loras: Vec::new(),

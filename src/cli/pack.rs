@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use darkroom_models::Computed;
 use darkroom_pipelines::ImageRequest;
 use darkroom_pipelines::noise::BatchPosition;
 use darkroom_pipelines::pack::{Expression, expression_requests};
@@ -132,7 +133,8 @@ pub(super) fn run(args: &PackArgs, quiet: bool) -> Result<(), CommandError> {
             steps: settings.steps,
             cfg: settings.cfg,
             clip_skip: base.clip_skip,
-            bf16: model.bf16,
+            bf16: model.pipeline().computed() == Computed::Bf16,
+            precision: model.pipeline().computed(),
             speed: base.speed,
         },
         contact_sheet: SHEET.to_owned(),

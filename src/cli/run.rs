@@ -26,8 +26,6 @@ pub(super) struct Model {
     pub(super) name: String,
     /// What to draw with where the flags say nothing.
     pub(super) defaults: Defaults,
-    /// Whether it forms products in bf16.
-    pub(super) bf16: bool,
 }
 
 /// What `--timings` writes. Seconds of wall-clock time.
@@ -90,9 +88,16 @@ impl Model {
                 Checkpoint::open(&path, &device).map_err(|e| unusable(&e.into()))?
             }
         };
-        let bf16 = args.precision == PrecisionArg::Bf16 && bf16_is_accelerated();
-        if args.precision == PrecisionArg::Bf16 && !bf16 && device.is_cpu() {
-            tracing::warn!("this CPU has no AMX: --precision bf16 computes in full precision");
+        match args.precision {
+            PrecisionArg::Bf16 if device.is_cpu() && !bf16_is_accelerated() => {
+                tracing::warn!("this CPU has no AMX: --precision bf16 computes in full precision");
+            }
+            PrecisionArg::Fp8 if device.is_cpu() => {
+                tracing::warn!(
+                    "a CPU has no 8-bit products: --precision fp8 imitates them, and is slower than full"
+                );
+            }
+            _ => {}
         }
         let pipeline = Pipeline::load_at(&checkpoint, &device, args.precision);
         let pipeline = pipeline.map_err(|e| unusable(&e))?;
@@ -104,7 +109,7 @@ impl Model {
             (_, ModelKind::Sd15) => Defaults::of_size(512),
             (_, _) => Defaults::of_size(1024),
         };
-        Ok(Self { pipeline, name: reference.name(vocabulary), defaults, bf16 })
+        Ok(Self { pipeline, name: reference.name(vocabulary), defaults })
     }
 
     /// What draws.

@@ -73,7 +73,7 @@ settings! {
     String: Kind::Text;
     PathBuf: Kind::Path;
     Vec<String>: Kind::List;
-    PrecisionConfig: Kind::Choice(&["auto", "full", "bf16", "f16"]);
+    PrecisionConfig: Kind::Choice(&["auto", "full", "bf16", "f16", "fp8"]);
     LogFormat: Kind::Choice(&["text", "json"]);
     PreviewMethod: Kind::Choice(&["none", "auto", "latent2rgb"]);
 }

@@ -251,7 +251,7 @@ impl Companions {
             }
         }
         let unmatched = loras.as_deref().map(|set| unmatched(set, &spec.loras)).unwrap_or_default();
-        let mut finishing = Finishing { unmatched, ..Finishing::default() };
+        let mut finishing = Finishing { unmatched, computed: pipeline.computed(), ..Finishing::default() };
         match self.finishing(spec, &mut finishing, now) {
             Ok(all_there) => waiting |= !all_there,
             Err(error) => return Gathered::Failed(error),

@@ -158,6 +158,7 @@ pub(super) fn finish(shared: &Shared, whole: Detailed) {
         warnings,
         job,
         spec,
+        computed: finishing.computed,
         usage,
         unwritten,
     }));

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
+use darkroom_models::Computed;
 use darkroom_models::face_detector::FaceDetector;
 use darkroom_models::matting::BackgroundRemover;
 use darkroom_pipelines::Picture;
@@ -11,11 +12,13 @@ use darkroom_pipelines::background::{KeyOptions, key_out};
 
 use crate::task::{Background, ImageSpec};
 
-/// What a picture needs after it is decoded.
+/// What a picture needs, and is told of, after it is decoded.
 #[derive(Clone, Default)]
 pub(super) struct Finishing {
     /// What its LoRAs have that fits nothing in the model.
     pub(super) unmatched: Vec<String>,
+    /// What its network's products were formed in.
+    pub(super) computed: Computed,
     /// What finds its faces.
     pub(super) detector: Option<Arc<FaceDetector>>,
     /// What takes its background out.

@@ -36,8 +36,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use darkroom_models::ComputeType;
 use darkroom_models::device::DeviceName;
+use darkroom_models::{ComputeType, Computed};
 use darkroom_pipelines::{Limits, Pipeline};
 use tokio::sync::{mpsc, oneshot};
 
@@ -125,6 +125,8 @@ pub struct Drawn {
     pub job: Job,
     /// What was to be drawn.
     pub spec: Arc<ImageSpec>,
+    /// What the network's products were formed in.
+    pub computed: Computed,
     /// Pixels in a row.
     pub width: usize,
     /// Rows.

@@ -7,6 +7,7 @@ mod workflow;
 
 use std::fmt::Write as _;
 
+use darkroom_models::Computed;
 use darkroom_pipelines::Speed;
 use serde_json::Value;
 
@@ -92,8 +93,8 @@ pub struct Recipe {
     pub denoise: f64,
     /// Which hidden state of the text encoders counts, from the end: 1 the last layer; `None`: the model's own.
     pub clip_skip: Option<usize>,
-    /// Whether the networks formed their products in bf16, which changes the picture a little.
-    pub bf16: bool,
+    /// What the networks formed their products in; all but single precision changes the picture a little.
+    pub computed: Computed,
     /// File name of the model.
     pub model: String,
     /// What it started from.
@@ -158,7 +159,7 @@ pub(super) mod tests {
             seed: u64::MAX,
             denoise: 1.0,
             clip_skip: None,
-            bf16: false,
+            computed: Computed::Full,
             model: "sdxl/base.safetensors".into(),
             origin,
             loras: Vec::new(),

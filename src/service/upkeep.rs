@@ -8,7 +8,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use darkroom_models::bf16_is_accelerated;
 use darkroom_pipelines::prompt::PromptLimits;
 use darkroom_pipelines::{InpaintMode, Limits, Picture, Source};
 use jiff::Timestamp;
@@ -19,7 +18,7 @@ use url::Url;
 
 use super::live::LiveTasks;
 use super::{EngineOptions, Inner, Service, ServiceError, ServiceParts, access};
-use crate::config::{Config, LimitsConfig, PrecisionConfig, StorageConfig};
+use crate::config::{Config, LimitsConfig, StorageConfig};
 use crate::engine::{Engine, Sources};
 use crate::outbound::Secret;
 use crate::picture::{ReadLimits, cover, cover_mask, read_mask_bytes, read_picture_bytes};
@@ -287,11 +286,6 @@ impl Service {
     /// Forgets pictures of the expression bank of this owner: all, or one character's. Returns how many.
     pub async fn invalidate_bank(&self, owner: &Owner, character: Option<&str>) -> Result<u64, ServiceError> {
         self.0.store.bank_invalidate(owner, character).await.map_err(|e| self.store_error(e))
-    }
-
-    /// Whether networks compute in bf16.
-    pub(super) fn is_bf16(&self) -> bool {
-        self.0.config.engine.precision == PrecisionConfig::Bf16 && bf16_is_accelerated()
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use darkroom_models::Computed;
 use jiff::Timestamp;
 
 use super::{Service, ServiceError};
@@ -23,12 +24,12 @@ impl Service {
     pub(super) async fn write(&self, drawn: Drawn) {
         let Ok(_writing) = self.0.writers.acquire().await else { return };
         let started = Instant::now();
-        let Drawn { job, spec, width, height, rgb, alpha, warnings, usage, unwritten } = drawn;
+        let Drawn { job, spec, computed, width, height, rgb, alpha, warnings, usage, unwritten } = drawn;
         let format = spec.format;
         let (service, described) = (self.clone(), std::sync::Arc::clone(&spec));
         let encode = move || {
             // Looks at the models folder for the names of files.
-            let mut recipe = described.metadata.then(|| service.recipe(&described));
+            let mut recipe = described.metadata.then(|| service.recipe(&described, computed));
             // A background that could not be taken out has stayed.
             if let (Some(recipe), None) = (&mut recipe, &alpha) {
                 recipe.background = Background::Keep;
@@ -130,7 +131,7 @@ impl Service {
     }
 
     /// How a picture was made, for its metadata.
-    fn recipe(&self, spec: &ImageSpec) -> Recipe {
+    fn recipe(&self, spec: &ImageSpec, computed: Computed) -> Recipe {
         let origin = match &spec.source {
             SourceSpec::Empty => Origin::Empty,
             SourceSpec::Image { image, inpaint } => {
@@ -158,7 +159,7 @@ impl Service {
             seed: spec.seed,
             denoise: spec.denoise,
             clip_skip: spec.clip_skip,
-            bf16: self.is_bf16(),
+            computed,
             model: self.model_file(&spec.model),
             origin,
             loras: spec.loras.iter().map(|lora| self.recipe_lora(lora)).collect(),

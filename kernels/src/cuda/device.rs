@@ -19,7 +19,7 @@ pub(crate) fn cards() -> std::result::Result<Vec<Card>, DeviceError> {
     if count == 0 {
         return Err(DeviceError::NoCard("the driver knows of none".into()));
     }
-    (0..count).map(|number| card(number).map_err(|e| failed(number, explained(e)))).collect()
+    (0..count).map(|number| card(number).map_err(|e| failed(number, &explained(e)))).collect()
 }
 
 fn card(number: usize) -> std::result::Result<Card, DriverError> {
@@ -45,7 +45,7 @@ fn explained(error: DriverError) -> String {
     }
 }
 
-fn failed(number: usize, reason: impl ToString) -> DeviceError {
+fn failed(number: usize, reason: &impl ToString) -> DeviceError {
     DeviceError::Failed { number, reason: reason.to_string() }
 }
 
@@ -55,10 +55,10 @@ pub(crate) fn open(number: usize) -> std::result::Result<Device, DeviceError> {
         return Err(DeviceError::NoSuchCard { number, count: cards.len() });
     }
     // A stream of its own: the default one waits for all others.
-    let device = CudaDevice::new_with_stream(number).map_err(|e| failed(number, e))?;
+    let device = CudaDevice::new_with_stream(number).map_err(|e| failed(number, &e))?;
     // SAFETY: tensors stay on the stream of their device, and go to another by `moved` alone, which orders both.
     unsafe { device.disable_event_tracking() };
-    keep_freed_memory(&device).map_err(|e| failed(number, explained(e)))?;
+    keep_freed_memory(&device).map_err(|e| failed(number, &explained(e)))?;
     Ok(Device::Cuda(device))
 }
 

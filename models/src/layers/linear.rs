@@ -1,18 +1,18 @@
-//! A linear layer with its weight in the stored type.
+//! A linear layer.
 
 use std::sync::Arc;
 
 use candle_core::Tensor;
-use darkroom_kernels::{LowRank, Precision, add_low_rank_to_rows, linear_add, linear_at};
+use darkroom_kernels::{LowRank, Precision, add_low_rank_to_rows, linear_at};
 
 use crate::adapter::Adapters;
-use crate::weights::{Weights, WeightsError};
+use crate::weights::{Matrix, Weights, WeightsError};
 
 /// `x · weightᵀ + bias`.
 #[derive(Debug, Clone)]
 pub(crate) struct Linear {
     name: Arc<str>,
-    weight: Tensor,
+    weight: Matrix,
     bias: Option<Tensor>,
     precision: Precision,
 }
@@ -42,7 +42,7 @@ impl Linear {
         inputs: usize,
         outputs: usize,
     ) -> Result<Self, WeightsError> {
-        let weight = weights.take_matrix("weight", &[outputs, inputs, 1, 1])?.reshape((outputs, inputs))?;
+        let weight = weights.take_matrix("weight", &[outputs, inputs, 1, 1])?;
         let bias = Some(load_bias(weights, outputs)?);
         Ok(Self { name: weights.layer(), weight, bias, precision: weights.precision() })
     }
@@ -63,18 +63,22 @@ impl Linear {
     }
 
     fn run(&self, x: &Tensor, residual: Option<&Tensor>, adapters: &Adapters) -> candle_core::Result<Tensor> {
-        let y = linear_add(x, &self.weight, self.bias.as_ref(), residual, self.precision)?;
+        let y = self.weight.product(x, self.bias.as_ref(), residual, self.precision)?;
         adapters.apply(
             &self.name,
             x,
             y,
             residual,
             |x, weight, bias| {
-                let (out, inputs) = self.weight.dims2()?;
-                // A 1×1 convolution's weight may come in its own shape.
-                let weight = weight.map(|weight| weight.reshape((out, inputs))).transpose()?;
-                let weight = weight.as_ref().unwrap_or(&self.weight);
-                linear_at(x, weight, bias.or(self.bias.as_ref()), self.precision)
+                let bias = bias.or(self.bias.as_ref());
+                match weight {
+                    // A 1×1 convolution's weight may come in its own shape.
+                    Some(weight) => {
+                        let matrix = weight.flatten_from(1)?;
+                        linear_at(x, &matrix, bias, self.precision)
+                    }
+                    None => self.weight.product(x, bias, None, self.precision),
+                }
             },
             |y, factors| {
                 let downs = factors.iter().map(|change| change.down.flatten_from(1));

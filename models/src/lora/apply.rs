@@ -127,14 +127,16 @@ fn merged_weight(
         return Err(other_model(base, layer));
     }
     let merged_type = merged_type.of(base, &kept.tensor);
+    // What is held in 8 bits lies in the host's memory as it was before.
+    let stored = kept.tensor.to_device(base.device())?;
     if let Some(low_rank) = all_low_rank(&changes)? {
-        let merged = blocks::merged(&kept.tensor, &low_rank, merged_type)?;
+        let merged = blocks::merged(&stored, &low_rank, merged_type)?;
         if merged.is_some() {
             return Ok(merged);
         }
     }
     let channels_last = kept.order == KeptOrder::ChannelsLast;
-    let mut weight = kept.tensor.to_dtype(DType::F32)?;
+    let mut weight = stored.to_dtype(DType::F32)?;
     for (change, strength) in changes {
         weight = change.apply(&weight, channels_last, strength)?;
     }

@@ -4,8 +4,9 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::Weights;
-use crate::arithmetic::Arithmetic;
+use crate::arithmetic::{Arithmetic, Computed};
 use candle_core::{DType, Device, Tensor};
+use darkroom_kernels::Fp8Weight;
 
 /// The order of a kept tensor's elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,12 +17,14 @@ pub enum KeptOrder {
     ChannelsLast,
 }
 
-/// A tensor as its network holds it: the very bytes of the file (matrices of networks that compute in another 16-bit
-/// type: rounded to that), in the order that the network wants.
+/// A tensor as its network holds it: the very bytes of the file (matrices of networks that compute in another type:
+/// rounded to that), in the order that the network wants.
 #[derive(Debug, Clone)]
 pub struct KeptTensor {
-    /// In its stored type, or the network's.
+    /// In its stored type, or the network's. Of a matrix in 8 bits: what was rounded, in the host's memory.
     pub tensor: Tensor,
+    /// What the network holds instead, where that is in 8 bits.
+    pub(super) eight_bit: Option<Fp8Weight>,
     /// The order of its elements.
     pub order: KeptOrder,
 }
@@ -35,8 +38,11 @@ impl KeptTensor {
         }
     }
 
-    /// Bytes of its elements.
+    /// Bytes that the network holds.
     pub fn bytes(&self) -> u64 {
+        if let Some(weight) = &self.eight_bit {
+            return weight.bytes();
+        }
         (self.tensor.elem_count() * self.tensor.dtype().size_in_bytes()) as u64
     }
 }
@@ -86,6 +92,11 @@ impl Kept {
         self.arithmetic.activations
     }
 
+    /// What the network's products are formed in.
+    pub fn computed(&self) -> Computed {
+        self.arithmetic.computed()
+    }
+
     /// The file or folder that they came from.
     pub fn origin(&self) -> &str {
         &self.origin
@@ -98,6 +109,7 @@ impl Kept {
         for (name, tensor) in replaced {
             if let Some(kept) = tensors.get_mut(&name) {
                 kept.tensor = tensor;
+                kept.eight_bit = None;
             }
         }
         Weights::from_kept(Self { tensors, ..self.clone() })

@@ -8,12 +8,14 @@ mod file;
 mod foreign;
 mod header;
 mod kept;
+mod matrix;
 pub mod sparse;
 mod view;
 
 pub use file::WeightFile;
 pub use header::{Header, MAX_HEADER_BYTES, MAX_RANK, MAX_TENSORS, Storage, StoredType, TensorInfo};
 pub use kept::{Kept, KeptOrder, KeptTensor};
+pub use matrix::Matrix;
 pub use view::{Stored, Transform, Weights};
 
 /// What is wrong with a weight file or with what it holds.

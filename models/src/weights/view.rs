@@ -11,8 +11,9 @@ use darkroom_kernels::Precision;
 use super::copy::Order;
 use super::header::StoredType;
 use super::kept::{Kept, KeptOrder, KeptTensor};
+use super::matrix::{Matrix, fits_eight_bits};
 use super::{TensorInfo, WeightFile, WeightsError};
-use crate::arithmetic::{Arithmetic, ComputeType, Range as NumberRange};
+use crate::arithmetic::{Arithmetic, ComputeType, Held, Range as NumberRange};
 
 /// What to do with a stored tensor to get the canonical one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -210,7 +211,7 @@ impl Weights {
 
     /// The same view for layers of few rows, whose activations are `f32` and whose products are not rounded.
     pub(crate) fn in_full(&self) -> Self {
-        Self { arithmetic: Arithmetic::default(), ..self.clone() }
+        Self { arithmetic: Arithmetic::full(&self.device), ..self.clone() }
     }
 
     /// How precisely a network that loads from here is to form products on a CPU.
@@ -265,7 +266,10 @@ impl Weights {
         let bytes = |source: &Source| {
             let stored = source.bytes()?;
             let Some(from) = source.dtype() else { return Some(stored) };
-            let to = self.matrix_type(from).size_in_bytes() as u64;
+            let eight_bit = self.arithmetic.held == Held::EightBit
+                && source.shape().is_some_and(|shape| fits_eight_bits(&shape));
+            let to = self.arithmetic.kernel_type(&self.device, from).size_in_bytes();
+            let to = if eight_bit { 1 } else { to as u64 };
             Some((stored / from.size_in_bytes() as u64).saturating_mul(to))
         };
         tensors.filter_map(|(_, source)| bytes(source)).sum()
@@ -311,8 +315,12 @@ impl Weights {
     }
 
     fn note(&self, name: &str, tensor: &Tensor, order: KeptOrder) {
+        self.note_as(name, KeptTensor { tensor: tensor.clone(), eight_bit: None, order });
+    }
+
+    fn note_as(&self, name: &str, tensor: KeptTensor) {
         if let Some(kept) = self.shared.kept.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
-            kept.insert(self.full(name), KeptTensor { tensor: tensor.clone(), order });
+            kept.insert(self.full(name), tensor);
         }
     }
 
@@ -325,12 +333,45 @@ impl Weights {
         self.take_with(name, shape, Ok)
     }
 
-    /// Takes the matrix `name`, as [`Weights::take`], in the type that the network's products are formed in.
+    /// Takes the matrix `name`, as [`Weights::take`], in what the network's products take. `[out, in, 1, 1]`, a 1×1
+    /// convolution's, is one too.
     ///
     /// # Errors
-    /// As [`Weights::take`].
-    pub fn take_matrix(&self, name: &str, shape: &[usize]) -> Result<Tensor, WeightsError> {
-        self.take_with(name, shape, |tensor| self.converted(tensor))
+    /// As [`Weights::take`], and when it is to be in 8 bits and the device has no such products.
+    pub fn take_matrix(&self, name: &str, shape: &[usize]) -> Result<Matrix, WeightsError> {
+        let (out, inner) = (shape.first().copied().unwrap_or(0), shape.get(1).copied().unwrap_or(0));
+        let matrix = |tensor: Tensor| tensor.reshape((out, inner));
+        if self.arithmetic.held != Held::EightBit || !fits_eight_bits(shape) {
+            return Ok(Matrix::Plain(matrix(
+                self.take_with(name, shape, |tensor| self.converted(&tensor))?,
+            )?));
+        }
+        match self.claim(name)? {
+            Source::Kept(kept) => {
+                let shared = kept.eight_bit.clone();
+                let tensor = self.claim_kept(name, kept, KeptOrder::Canonical, shape)?;
+                // What a LoRA did not change is shared.
+                match shared {
+                    Some(weight) => Ok(Matrix::EightBit(weight)),
+                    None => Ok(Matrix::in_eight_bits(matrix(tensor.to_device(&self.device)?)?)?),
+                }
+            }
+            Source::Stored(stored) => {
+                let info = stored.file.info(&stored.name)?;
+                if stored.shape().as_deref() != Some(shape) {
+                    return Err(mismatch(&stored, info, shape));
+                }
+                // LoRAs are merged into what was rounded; the host has room for it.
+                let tensor = stored.read(info, shape, &Device::Cpu)?;
+                let weight = Matrix::in_eight_bits(matrix(tensor.to_device(&self.device)?)?)?;
+                let eight_bit = match &weight {
+                    Matrix::EightBit(weight) => Some(weight.clone()),
+                    Matrix::Plain(_) => None,
+                };
+                self.note_as(name, KeptTensor { tensor, eight_bit, order: KeptOrder::Canonical });
+                Ok(weight)
+            }
+        }
     }
 
     fn take_with(
@@ -353,18 +394,8 @@ impl Weights {
     }
 
     /// A weight in the type that products are formed in.
-    fn converted(&self, weight: Tensor) -> Result<Tensor, WeightsError> {
-        let dtype = self.matrix_type(weight.dtype());
-        Ok(weight.to_dtype(dtype)?)
-    }
-
-    /// What matrices and convolution kernels that are stored as `stored` are held in. A CPU's kernels widen 16-bit
-    /// weights as they read them, exactly; a GPU's take both factors in one type.
-    fn matrix_type(&self, stored: DType) -> DType {
-        match self.arithmetic.activations {
-            DType::F32 if !self.device.is_cuda() => stored,
-            activations => activations,
-        }
+    fn converted(&self, weight: &Tensor) -> Result<Tensor, WeightsError> {
+        Ok(weight.to_dtype(self.arithmetic.kernel_type(&self.device, weight.dtype()))?)
     }
 
     /// Takes the convolution weight `name` of shape `[out, in, height, width]` and gives it channels-last,
@@ -385,7 +416,7 @@ impl Weights {
         let order = Order::ChannelsLast { inputs, taps: height * width };
         let target = [out, height, width, inputs];
         let tensor =
-            self.converted(stored.file.read(&stored.name, info, None, order, &target, &self.device)?)?;
+            self.converted(&stored.file.read(&stored.name, info, None, order, &target, &self.device)?)?;
         self.note(name, &tensor, KeptOrder::ChannelsLast);
         Ok(tensor)
     }

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use darkroom_models::ComputeType;
 use darkroom_models::lora::{self, Lora, LoraFile, LoraPart, LoraTarget};
 use darkroom_models::unet::UNet2DConditionModel;
 use darkroom_models::weights::{Kept, KeptTensor};
+use darkroom_models::{ComputeType, Computed};
 
 use super::Pipeline;
 use crate::PipelineError;
@@ -99,7 +99,12 @@ impl Pipeline {
         Ok(self.unet()?.config())
     }
 
-    /// How precisely its network computes.
+    /// What its UNet's products are formed in.
+    pub fn computed(&self) -> Computed {
+        self.kept.unet.computed()
+    }
+
+    /// What its networks were asked to compute in.
     pub fn compute_type(&self) -> ComputeType {
         self.compute_type
     }

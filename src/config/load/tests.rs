@@ -163,7 +163,7 @@ fn a_bad_file_is_refused_with_the_line_and_what_is_allowed() {
         ("[engine]\nmax_batch = 0", "line 2: engine.max_batch: '0' must be a whole number, 1 or more"),
         ("[engine]\npreload = 'one'", "must be a list"),
         ("[engine]\npreload = ['one', 2]", "must be a list"),
-        ("[engine]\nprecision = 'fp8'", "must be auto or full or bf16 or f16"),
+        ("[engine]\nprecision = 'int8'", "must be auto or full or bf16 or f16 or fp8"),
         ("[engine]\nmemory_budget = '8 potatoes'", "8GiB"),
         ("[engine]\ndevices = []", "line 2: engine.devices: must name a device"),
         ("[engine]\ndevices = ['gpu']", "'gpu' must be auto, cpu or cuda:0"),

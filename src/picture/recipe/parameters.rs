@@ -40,8 +40,8 @@ impl Recipe {
         if let Some(skip) = self.clip_skip {
             let _ = write!(text, ", Clip skip: {skip}");
         }
-        if self.bf16 {
-            text.push_str(", Precision: bf16");
+        if !self.computed.is_full() {
+            let _ = write!(text, ", Precision: {}", self.computed);
         }
         if let Origin::Inpaint { fill_grow, .. } = self.origin {
             let content = if fill_grow.is_some() { "fill" } else { "original" };
@@ -185,6 +185,8 @@ fn a1111_scheduler(name: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use darkroom_models::Computed;
+
     use super::super::tests::{control, lora, recipe};
     use super::*;
 
@@ -208,7 +210,7 @@ mod tests {
         recipe.denoise = 0.55;
         assert!(!recipe.parameters().contains("Precision"));
         recipe.clip_skip = Some(2);
-        recipe.bf16 = true;
+        recipe.computed = Computed::Bf16;
         recipe.cfg = 7.5;
         recipe.model = "a, b".into();
         let text = recipe.parameters();

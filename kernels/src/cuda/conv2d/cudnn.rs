@@ -336,7 +336,7 @@ mod tests {
                 None => return,
                 // It compiles these for the card, and needs the library of a real driver for that.
                 Some(Err(why)) if why.to_string().contains("none was offered") => {
-                    eprintln!("not tested: {why}")
+                    eprintln!("not tested: {why}");
                 }
                 Some(plan) => plan.unwrap(),
             }

@@ -1,0 +1,62 @@
+//! A linear layer's weight as its products take it. Between the weight views and the layers.
+
+use candle_core::{Result, Tensor};
+use darkroom_kernels::{Fp8Scaling, Fp8Weight, Precision, linear_add, linear_fp8};
+
+/// `[out, in]`
+#[derive(Debug, Clone)]
+pub enum Matrix {
+    /// In a type that candle has.
+    Plain(Tensor),
+    /// In 8 bits, with scales.
+    EightBit(Fp8Weight),
+}
+
+impl Matrix {
+    /// `weight` in 8 bits; as it is where its sides do not allow that.
+    ///
+    /// # Errors
+    /// When its device has no 8-bit products.
+    pub(super) fn in_eight_bits(weight: Tensor) -> Result<Self> {
+        match fits_eight_bits(weight.dims()) {
+            true => Fp8Weight::quantize(&weight).map(Self::EightBit),
+            false => Ok(Self::Plain(weight)),
+        }
+    }
+
+    /// `x · weightᵀ (+ bias) (+ residual)`, `x: [rows of the batch, .., in]`.
+    ///
+    /// # Errors
+    /// When shapes or types do not fit.
+    pub(crate) fn product(
+        &self,
+        x: &Tensor,
+        bias: Option<&Tensor>,
+        residual: Option<&Tensor>,
+        precision: Precision,
+    ) -> Result<Tensor> {
+        let weight = match self {
+            Self::Plain(weight) => return linear_add(x, weight, bias, residual, precision),
+            Self::EightBit(weight) => weight,
+        };
+        let rows = x.dim(0)?;
+        if weight.scaling() == Fp8Scaling::Row || rows == 1 {
+            return linear_fp8(x, weight, bias, residual);
+        }
+        // One scale for all of `x` would make each row of the batch depend on the others.
+        let row = |row: usize| {
+            let residual = residual.map(|residual| residual.narrow(0, row, 1)).transpose()?;
+            linear_fp8(&x.narrow(0, row, 1)?, weight, bias, residual.as_ref())
+        };
+        Tensor::cat(&(0..rows).map(row).collect::<Result<Vec<_>>>()?, 0)
+    }
+}
+
+/// Whether a tensor of this shape is one that [`Matrix::in_eight_bits`] rounds; `[out, in, 1, 1]` counts as a matrix.
+pub(super) fn fits_eight_bits(shape: &[usize]) -> bool {
+    const SIDE: usize = 16;
+    match shape {
+        [out, inner] | [out, inner, 1, 1] => out % SIDE == 0 && inner % SIDE == 0 && out * inner > 0,
+        _ => false,
+    }
+}
