@@ -82,7 +82,7 @@ fn merged_weights_are_comfyuis_to_the_last_bit() {
         let [unet, clip_l, clip_g] =
             &["unet.", "clip_l.", "clip_g."].map(|part| recorded_base(file, &format!("{run}.{part}")));
         let target = LoraTarget { unet, unet_config: Some(&config), clip_l, clip_g: Some(clip_g) };
-        let lora = open(&format!("comfyui_{run}")).bind(&target, &Device::Cpu).unwrap();
+        let lora = open(&format!("comfyui_{run}")).bind(&target).unwrap();
         assert!(lora.unmatched.is_empty(), "{:?}", lora.unmatched);
         let mut compared = 0;
         for (prefix, kept, part) in [
@@ -163,7 +163,7 @@ impl Model {
     }
 
     fn bind(&self, file: &LoraFile) -> Lora {
-        let lora = file.bind(&self.target(), &Device::Cpu).unwrap();
+        let lora = file.bind(&self.target()).unwrap();
         assert!(lora.unmatched.is_empty(), "{}: {:?}", file.name(), lora.unmatched);
         lora
     }
@@ -340,7 +340,7 @@ fn text_encoders_encode_the_same_with_adapters_and_with_merged_weights() {
         let layers = tensors.len() / 3;
         let model = Model::open("sdxl");
         let target = LoraTarget { clip_l: &kept, clip_g: Some(&kept), ..model.target() };
-        let lora = made(&folder, tensors).unwrap().bind(&target, &Device::Cpu).unwrap();
+        let lora = made(&folder, tensors).unwrap().bind(&target).unwrap();
         assert!(lora.unmatched.is_empty(), "{:?}", lora.unmatched);
         let part = if prefix == "lora_te2_" { &lora.clip_g } else { &lora.clip_l };
         assert_eq!(part.len(), layers);
@@ -477,7 +477,7 @@ fn what_fits_nothing_is_listed_and_changes_nothing() {
     tensors.push(("something.else".to_owned(), normal(&[1])));
     // A layer without bias.
     tensors.push((format!("{LINEAR}.diff_b"), normal(&[16])));
-    let lora = made(&folder, tensors).unwrap().bind(&model.target(), &Device::Cpu).unwrap();
+    let lora = made(&folder, tensors).unwrap().bind(&model.target()).unwrap();
     assert_eq!(
         lora.unmatched,
         [
@@ -497,7 +497,7 @@ fn error_of(tensors: Vec<(String, Tensor)>) -> String {
     let folder = tempfile::tempdir().unwrap();
     let found = made(&folder, tensors).and_then(|file| {
         let model = Model::open("sdxl");
-        file.bind(&model.target(), &Device::Cpu)
+        file.bind(&model.target())
     });
     found.unwrap_err().to_string()
 }
@@ -600,7 +600,7 @@ proptest! {
             let tensors = tensors.iter().map(|(module, end, shape)| (format!("{module}.{end}"), normal(shape)));
             let Ok(file) = made(&folder, tensors.collect()) else { return };
             let _ = (file.summary(), file.trigger_words(), file.bytes());
-            let Ok(lora) = file.bind(&model.target(), &Device::Cpu) else { return };
+            let Ok(lora) = file.bind(&model.target()) else { return };
             // What binds also merges.
             merge(&model.kept, &[(&lora.unet, 0.5)]).unwrap();
             adapter(&model.kept, &[(&lora.unet, 0.5)]).unwrap();

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use candle_core::{D, DType, Tensor};
+use candle_core::{D, DType, Device, Tensor};
 use darkroom_models::adapter::{Adapters, NetworkAdapter};
 use darkroom_models::clip::{ClipTextEncoder, GivenVector, HiddenLayer};
 
@@ -19,6 +19,14 @@ pub struct Conditioning {
     pub context: Tensor,
     /// `[pooled]`, where the network takes a pooled vector (SDXL).
     pub pooled: Option<Tensor>,
+}
+
+impl Conditioning {
+    /// The same on `device`, where its network is.
+    pub(crate) fn on(&self, device: &Device) -> candle_core::Result<Self> {
+        let pooled = self.pooled.as_ref().map(|pooled| pooled.to_device(device)).transpose()?;
+        Ok(Self { context: self.context.to_device(device)?, pooled })
+    }
 }
 
 /// One prompt's chunks for one encoder, encoded: `[tokens, width]`, and the first chunk's pooled vector.

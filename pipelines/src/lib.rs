@@ -36,7 +36,9 @@ pub use error::PipelineError;
 pub use latent_request::{LatentNoise, LatentRequest};
 pub use lora::{LoraSet, StackedLora};
 pub use picture::{Mask, Picture};
-pub use pipeline::{Pipeline, PromptText, RequestPrompts, Rounding, SourceLatent, StepReport, WantedPrompt};
+pub use pipeline::{
+    LoadOptions, Pipeline, PromptText, RequestPrompts, Rounding, SourceLatent, StepReport, WantedPrompt,
+};
 pub use preview::LatentPreview;
 pub use request::{ImageRequest, InpaintMode, Limits, PIXELS_PER_CELL, Source};
 pub use sample::Sample;

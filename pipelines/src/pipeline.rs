@@ -6,6 +6,7 @@
 mod latent;
 mod loras;
 mod memory;
+mod options;
 mod text;
 mod vae;
 
@@ -43,6 +44,7 @@ use crate::schedule::{self, ModelSampling, Prediction};
 use latent::Run;
 use loras::KeptWeights;
 pub use loras::Rounding;
+pub use options::LoadOptions;
 use text::Side;
 
 /// A text-to-image model, resident and ready. Cloning one shares its weights.
@@ -159,12 +161,12 @@ impl Pipeline {
         Self::load_at(checkpoint, device, ComputeType::Full)
     }
 
-    /// The same with the UNet and the VAE computing in `compute_type`. The text encoders' activations are always `f32`:
+    /// The same with other [`LoadOptions`], of which a [`ComputeType`] alone is one. The text encoders' activations are always `f32`:
     /// they take a small part of the time and everything else hangs on them.
     pub fn load_at(
         checkpoint: &Checkpoint,
         device: &Device,
-        compute_type: impl Into<ComputeType>,
+        options: impl Into<LoadOptions>,
     ) -> Result<Self, PipelineError> {
         let Checkpoint { origin, kind, prediction, unet, vae, clip_l, clip_g, .. } = checkpoint;
         let parts = Parts {
@@ -176,7 +178,7 @@ impl Pipeline {
             clip_l: Some(clip_l),
             clip_g: clip_g.as_ref(),
         };
-        Self::load_parts(&parts, device, compute_type.into())
+        Self::load_parts(&parts, device, options.into())
     }
 
     /// The same of a checkpoint that may lack parts: a UNet, text encoders or a VAE from a file of their own. Stages
@@ -184,7 +186,7 @@ impl Pipeline {
     pub fn load_partial(
         checkpoint: &CheckpointParts,
         device: &Device,
-        compute_type: impl Into<ComputeType>,
+        options: impl Into<LoadOptions>,
     ) -> Result<Self, PipelineError> {
         let CheckpointParts { origin, kind, prediction, unet, vae, clip_l, clip_g, .. } = checkpoint;
         let parts = Parts {
@@ -196,25 +198,37 @@ impl Pipeline {
             clip_l: clip_l.as_ref(),
             clip_g: clip_g.as_ref(),
         };
-        Self::load_parts(&parts, device, compute_type.into())
+        Self::load_parts(&parts, device, options.into())
     }
 
     fn load_parts(
         checkpoint: &Parts<'_>,
         device: &Device,
-        compute_type: ComputeType,
+        options: LoadOptions,
     ) -> Result<Self, PipelineError> {
+        let compute_type = options.compute_type;
         let prediction = match checkpoint.prediction.kind {
             PredictionType::Epsilon => Prediction::Epsilon,
             PredictionType::V => Prediction::V,
         };
         let vae_device = darkroom_models::device::beside(device)?;
-        let weight_bytes = memory::weight_bytes(checkpoint, compute_type);
+        let text_device = options.text_device(checkpoint, device);
+        let beside = !text_device.same_device(device);
+        let mut weight_bytes = memory::network_bytes(checkpoint, compute_type);
+        if beside {
+            tracing::info!(
+                origin = checkpoint.origin,
+                "text encoders compute on the CPU: the card has no room for them"
+            );
+        } else {
+            weight_bytes += memory::text_bytes(checkpoint);
+        }
         let text_encoder = |part: &Component<ClipTextConfig>| -> Result<_, PipelineError> {
-            part.weights.keep();
-            let encoder = ClipTextEncoder::load(&part.config, &part.weights)?;
-            part.weights.finish()?;
-            Ok((encoder, part.weights.kept()))
+            let weights = part.weights.on(&text_device);
+            weights.keep();
+            let encoder = ClipTextEncoder::load(&part.config, &weights)?;
+            weights.finish()?;
+            Ok((encoder, weights.kept()))
         };
         let (clip_l, kept_clip_l) = checkpoint.clip_l.map(text_encoder).transpose()?.unzip();
         let (clip_g, kept_clip_g) = checkpoint.clip_g.map(text_encoder).transpose()?.unzip();
@@ -241,7 +255,7 @@ impl Pipeline {
         let (unet, kept_unet) = checkpoint.unet.map(unet).transpose()?.unzip();
         let kept = KeptWeights {
             unet: kept_unet.unwrap_or_else(|| Kept::none(checkpoint.origin, device)),
-            clip_l: kept_clip_l.unwrap_or_else(|| Kept::none(checkpoint.origin, device)),
+            clip_l: kept_clip_l.unwrap_or_else(|| Kept::none(checkpoint.origin, &text_device)),
             clip_g: kept_clip_g,
         };
         Ok(Self {
@@ -465,12 +479,16 @@ impl Pipeline {
                 .collect::<Result<Vec<_>, _>>()?;
             conditioning::encode_prompts(encoder, &chunks, layer, adapter)
         };
+        // Where the text encoders are elsewhere, what they gave comes to the UNet.
+        let here = |conditioning: Conditioning| Ok(conditioning.on(&self.device)?);
         let l = run(self.clip_l()?, Side::L, loras.map(|set| &set.clip_l))?;
         match &self.clip_g {
-            None => Ok(l.into_iter().map(|l| Conditioning { context: l.hidden, pooled: None }).collect()),
+            None => {
+                l.into_iter().map(|l| Conditioning { context: l.hidden, pooled: None }).map(here).collect()
+            }
             Some(clip_g) => {
                 let g = run(clip_g, Side::G, loras.map(|set| &set.clip_g))?;
-                Ok(l.iter().zip(&g).map(|(l, g)| conditioning::join(l, g)).collect::<Result<_, _>>()?)
+                l.iter().zip(&g).map(|(l, g)| here(conditioning::join(l, g)?)).collect()
             }
         }
     }

@@ -15,11 +15,13 @@ use std::sync::{Arc, OnceLock};
 use candle_core::Device;
 use darkroom_models::checkpoint::Checkpoint;
 use darkroom_models::device::{self, DeviceName};
+use darkroom_models::lora::LoraFile;
+use darkroom_models::weights::WeightFile;
 use darkroom_models::{ComputeType, Precision};
 use darkroom_pipelines::noise::BatchPosition;
 use darkroom_pipelines::sampler::SamplerKind;
 use darkroom_pipelines::schedule::Scheduler;
-use darkroom_pipelines::{ImageRequest, Picture, Pipeline, Sample, Source};
+use darkroom_pipelines::{ImageRequest, LoadOptions, Picture, Pipeline, Sample, Source, StackedLora};
 
 /// A 16-bit picture is at least so close to the CPU's `f32` one, decibels.
 const CLOSE: f64 = 40.0;
@@ -90,6 +92,27 @@ fn pictures_equal_the_cpus_in_every_type() {
             assert!(psnr >= close, "{compute_type:?}: {psnr:.1} dB");
         }
     }
+}
+
+#[test]
+fn text_encoders_stay_with_the_host_where_the_card_has_no_room() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/tiny-sdxl.safetensors");
+    let load = |budget| {
+        let options = LoadOptions { compute_type: ComputeType::Full, budget };
+        Pipeline::load_at(&Checkpoint::open(&file, card()).unwrap(), card(), options).unwrap()
+    };
+    let (roomy, tight) = (load(Some(2 << 30)), load(Some(1 << 30)));
+    assert!(tight.weight_bytes() < roomy.weight_bytes());
+    let lora = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/lora-tinychan.safetensors");
+    let drawn = [&roomy, &tight].map(|pipeline| {
+        let file = LoraFile::open(Arc::new(WeightFile::open(&lora).unwrap())).unwrap();
+        let lora = Arc::new(pipeline.bind_lora(&file).unwrap());
+        let stacked = StackedLora { name: "tinychan".into(), lora, strength: 1.0, text_strength: 1.0 };
+        let loras = Some(Arc::new(pipeline.lora_set(vec![stacked]).unwrap()));
+        draw(pipeline, &[ImageRequest { loras, ..request(7, 64, 64) }], 1).remove(0)
+    });
+    let psnr = psnr(&drawn[1], &drawn[0]);
+    assert!(psnr >= VERY_CLOSE, "{psnr:.1} dB");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use candle_core::{DType, Tensor};
 use darkroom_models::checkpoint::{Checkpoint, ModelKind};
 use darkroom_models::{bf16_is_accelerated, device};
 use darkroom_pipelines::prompt::{PromptError, PromptLimits};
-use darkroom_pipelines::{ImageRequest, Limits, Picture, Pipeline, PipelineError};
+use darkroom_pipelines::{ImageRequest, Limits, LoadOptions, Picture, Pipeline, PipelineError};
 use serde::Serialize;
 
 use super::args::{PrecisionArg, SamplingArgs};
@@ -99,7 +99,9 @@ impl Model {
             }
             _ => {}
         }
-        let pipeline = Pipeline::load_at(&checkpoint, &device, args.precision);
+        let budget = device::memory(&device).map(|(free, _)| free);
+        let options = LoadOptions { compute_type: args.precision.into(), budget };
+        let pipeline = Pipeline::load_at(&checkpoint, &device, options);
         let pipeline = pipeline.map_err(|e| unusable(&e))?;
         let pipeline = pipeline.with_limits(limits(args));
         timings.load_seconds = started.elapsed().as_secs_f64();

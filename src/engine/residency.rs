@@ -9,8 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use candle_core::Device;
-use darkroom_models::ComputeType;
-use darkroom_pipelines::{Limits, Pipeline};
+use darkroom_pipelines::{Limits, LoadOptions, Pipeline};
 
 use crate::catalog::{Catalog, Entry, Opened};
 
@@ -83,7 +82,7 @@ impl Weights {
     pub(super) fn new(
         catalog: Arc<Catalog>,
         device: Device,
-        compute_type: ComputeType,
+        options: LoadOptions,
         limits: Limits,
         budget: u64,
         pinned: Vec<String>,
@@ -97,8 +96,8 @@ impl Weights {
                 let started = Instant::now();
                 let load = || {
                     let pipeline = match loader.open_model(&entry, &device).map_err(|e| e.to_string())? {
-                        Opened::Whole(checkpoint) => Pipeline::load_at(&checkpoint, &device, compute_type),
-                        Opened::Part(parts) => Pipeline::load_partial(&parts, &device, compute_type),
+                        Opened::Whole(checkpoint) => Pipeline::load_at(&checkpoint, &device, options),
+                        Opened::Part(parts) => Pipeline::load_partial(&parts, &device, options),
                     };
                     let pipeline = pipeline.map_err(|e| e.to_string())?.with_limits(limits.clone());
                     Ok(match loader.embeddings() {
@@ -173,7 +172,7 @@ impl Weights {
             .values()
             .map(|slot| match slot {
                 Slot::Loading { bytes } => *bytes,
-                Slot::Resident(resident) => resident.entry.bytes,
+                Slot::Resident(resident) => resident.pipeline.weight_bytes(),
                 Slot::Failed { .. } => 0,
             })
             .sum()

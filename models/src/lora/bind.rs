@@ -1,7 +1,7 @@
 //! Binding: which layer of a model each module of a LoRA file changes, and its tensors, read to the device once and
 //! checked against the layer before.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 
 use super::aliases::{self, Aliases, Place};
 use super::change::{Axis, Change, Dora, Factor, Patch, Product};
@@ -30,13 +30,13 @@ impl Aliases {
 }
 
 impl LoraFile {
-    /// Finds the layers of `target` that this file changes and reads its tensors for them to `device`, in their
-    /// stored type.
+    /// Finds the layers of `target` that this file changes and reads its tensors for them to where those are, in
+    /// their stored type.
     ///
     /// # Errors
     /// When it was made for another kind of model, nothing in it fits, or a tensor is damaged or has a shape
     /// that fits neither its layer nor its counterpart.
-    pub fn bind(&self, target: &LoraTarget<'_>, device: &Device) -> Result<Lora, LoraError> {
+    pub fn bind(&self, target: &LoraTarget<'_>) -> Result<Lora, LoraError> {
         let width = target.unet_config.map(|config| config.cross_attention_dim);
         let wanted = width.map_or(Family::Sdxl, Family::of_context);
         let other_family = |family| LoraError::Family {
@@ -65,7 +65,6 @@ impl LoraFile {
             for place in places {
                 let mut binding = Binding {
                     file: self,
-                    device,
                     name,
                     module,
                     place,
@@ -114,7 +113,6 @@ impl LoraFile {
 /// One module on its way to one layer.
 struct Binding<'a> {
     file: &'a LoraFile,
-    device: &'a Device,
     name: &'a str,
     module: &'a Module,
     place: &'a Place,
@@ -158,7 +156,7 @@ impl<'a> Binding<'a> {
     }
 
     fn read(&self, found: Found<'_>) -> Bound<Tensor> {
-        Ok(self.file.file.tensor(found.stored, self.device)?)
+        Ok(self.file.file.tensor(found.stored, self.kept.device())?)
     }
 
     fn misfit(&self, found: Found<'_>, expected: &[usize]) -> LoraError {

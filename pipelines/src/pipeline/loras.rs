@@ -29,7 +29,7 @@ pub(super) struct KeptWeights {
 }
 
 impl Pipeline {
-    /// Finds the layers that a LoRA changes and brings it to the device.
+    /// Finds the layers that a LoRA changes and brings it to where their networks are.
     ///
     /// # Errors
     /// When it was made for another family of models, or is damaged.
@@ -40,7 +40,7 @@ impl Pipeline {
             clip_l: &self.kept.clip_l,
             clip_g: self.kept.clip_g.as_ref(),
         };
-        Ok(file.bind(&target, &self.device)?)
+        Ok(file.bind(&target)?)
     }
 
     /// A stack of bound LoRAs, ready to draw with.

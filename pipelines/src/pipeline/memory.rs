@@ -14,7 +14,8 @@ const TOKENS: usize = 4 * 77;
 const LATENTS: usize = 8;
 
 impl Pipeline {
-    /// Bytes of the weights that this pipeline holds, each in its stored type or the one that its network computes in.
+    /// Bytes of the weights that this pipeline holds on its device, each in its stored type or the one that its network
+    /// computes in.
     pub fn weight_bytes(&self) -> u64 {
         self.weight_bytes
     }
@@ -55,11 +56,14 @@ impl Pipeline {
     }
 }
 
-/// The weights of a checkpoint from which nothing was taken yet.
-pub(super) fn weight_bytes(checkpoint: &Parts<'_>, compute_type: ComputeType) -> u64 {
-    let text_encoders =
-        [checkpoint.clip_l, checkpoint.clip_g].into_iter().flatten().map(|part| &part.weights);
+/// The UNet's and the VAE's weights in a checkpoint from which nothing was taken yet.
+pub(super) fn network_bytes(checkpoint: &Parts<'_>, compute_type: ComputeType) -> u64 {
     let unet = checkpoint.unet.map(|part| part.weights.computing(compute_type, Range::Half));
     let vae = checkpoint.vae.map(|part| part.weights.computing(compute_type, Range::Wide));
-    text_encoders.map(Weights::bytes).chain(unet.iter().chain(&vae).map(Weights::bytes)).sum()
+    unet.iter().chain(&vae).map(Weights::bytes).sum()
+}
+
+/// The same of its text encoders, which stay in their stored type.
+pub(super) fn text_bytes(checkpoint: &Parts<'_>) -> u64 {
+    [checkpoint.clip_l, checkpoint.clip_g].into_iter().flatten().map(|part| part.weights.bytes()).sum()
 }

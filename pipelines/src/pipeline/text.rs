@@ -67,7 +67,7 @@ impl Pipeline {
                 message: "gave nothing for the prompt".into(),
             });
         };
-        Ok(conditioning::join(l, g)?)
+        Ok(conditioning::join(l, g)?.on(self.device())?)
     }
 
     /// The rows of a prompt for one encoder.

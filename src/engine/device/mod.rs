@@ -14,7 +14,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use darkroom_pipelines::{LatentPreview, Pipeline, Sample, Source};
+use darkroom_pipelines::{LatentPreview, LoadOptions, Pipeline, Sample, Source};
 use pace::Pace;
 
 use super::borrow::Lending;
@@ -88,7 +88,7 @@ pub(super) fn spawn(shared: &Arc<Shared>, index: usize) -> std::io::Result<JoinH
     let weights = Weights::new(
         Arc::clone(&shared.catalog),
         opened.device.clone(),
-        options.compute_type,
+        LoadOptions { compute_type: options.compute_type, budget: Some(opened.budget) },
         options.limits.clone(),
         opened.budget,
         options.pinned.clone(),

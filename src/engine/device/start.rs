@@ -93,7 +93,7 @@ impl DeviceThread {
         let now = Instant::now();
         for mut active in starting {
             let key = &active.ticket.key;
-            let needs = self.weights.get(model).map_or(0, |r| r.entry.bytes)
+            let needs = self.weights.get(model).map_or(0, |r| r.pipeline.weight_bytes())
                 + sample_bytes(pipeline, key)
                 + kept_bytes(pipeline, &active.ticket);
             if needs > self.budget() {
