@@ -22,6 +22,10 @@ const FEW: f64 = 1e-3;
 /// Latents, ‖ours − theirs‖ / ‖theirs‖. ComfyUI against itself with another thread count is 3.5e-6 off, and 1e-4 where
 /// a picture was encoded first.
 const LATENTS: f64 = 1e-3;
+/// The same where a picture is cut to 8 bits on the way (Lanczos): the first pass agrees to 5e-6, and still 4 of its
+/// 12,288 values fall to the other side of a level, which alone is 1.5e-3 of the latents encoded from it. ComfyUI is 9.9e-4
+/// off itself with another number of threads, by 3 values.
+const LATENTS_AFTER_8_BITS: (&str, f64) = ("latents/hires_image", 4e-3);
 /// Mean distance, in levels, of frames that two encoders have made lossy.
 const LOSSY: f64 = 3.0;
 
@@ -81,7 +85,10 @@ async fn replay(name: &str) {
         let theirs = recorded_bytes(&path);
         let said = match name.rsplit('.').next() {
             Some("png") => compare_pictures(&theirs, &ours),
-            Some("latent") => compare_latents(&theirs, &ours),
+            Some("latent") => {
+                let (rounded, tolerance) = LATENTS_AFTER_8_BITS;
+                compare_latents(&theirs, &ours, if path.contains(rounded) { tolerance } else { LATENTS })
+            }
             Some("webp") => compare_animations(&theirs, &ours),
             other => panic!("{path}: no comparison for {other:?}"),
         };
@@ -144,7 +151,7 @@ fn text_difference(theirs: &BTreeMap<String, String>, ours: &BTreeMap<String, St
     Some(format!("theirs says ...{theirs}..., ours ...{ours}..."))
 }
 
-fn compare_latents(theirs: &[u8], ours: &[u8]) -> Vec<String> {
+fn compare_latents(theirs: &[u8], ours: &[u8], tolerance: f64) -> Vec<String> {
     let read = |bytes: &[u8]| {
         let (_, header) = SafeTensors::read_metadata(bytes).unwrap();
         let tensors = SafeTensors::deserialize(bytes).unwrap();
@@ -171,7 +178,7 @@ fn compare_latents(theirs: &[u8], ours: &[u8]) -> Vec<String> {
     let off: f64 = values.iter().zip(&our_values).map(|(left, right)| (left - right).powi(2)).sum();
     let whole: f64 = values.iter().map(|value| value.powi(2)).sum();
     let relative = if whole == 0.0 { off.sqrt() } else { (off / whole).sqrt() };
-    if relative.is_nan() || relative > LATENTS {
+    if relative.is_nan() || relative > tolerance {
         found.push(format!("{relative:.2e} off"));
     }
     found

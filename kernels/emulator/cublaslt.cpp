@@ -98,7 +98,8 @@ Status check(const Operation &o, const Layout &a, const Layout &b, const Layout 
     }
     if (eight) {
         if (o.transa != 1 || o.transb != 0) return refused("8-bit operands: A must be transposed and B not");
-        if (m % 16 || n % 16 || k % 16) return refused("8-bit operands: dimensions must be multiples of 16");
+        // B's columns are free: PyTorch's _scaled_mm multiplies any number of rows so.
+        if (m % 16 || k % 16) return refused("8-bit operands: the sides of A must be multiples of 16");
         if (a.leading % 16 || b.leading % 16 || c.leading * size_of(c.type) % 16 || d.leading * size_of(d.type) % 16)
             return refused("8-bit operands: columns must begin at multiples of 16 bytes");
         if (o.a_mode != o.b_mode || (o.a_mode != SCALAR && o.a_mode != OUTER_VECTOR)) return refused("no such modes of scales");
