@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 use darkroom_models::adapter::Adapters;
-use darkroom_models::unet::{FreeU, FreeUScales, UNet2DConditionModel, UNetInput};
+use darkroom_models::unet::{FreeU, FreeUScales, Steering, UNet2DConditionModel, UNetInput};
 
 use crate::PipelineError;
 use crate::condition::{Cells, Placed};
@@ -237,21 +237,33 @@ impl Denoiser<'_> {
         };
         let calls = controls::calls(rows.iter().map(|row| (row.sigma, row.placed.controls.as_slice())));
         let control_rows = calls.iter().map(controls::Call::rows).sum();
+        let prepared = calls.iter().map(|call| call.prepare(rows.len(), self.device));
+        let controls = prepared.collect::<candle_core::Result<Vec<_>>>()?;
         let mut kept: Vec<Option<Tensor>> = vec![None; rows.len()];
         let keeps = |row: &&Row<'_>| matches!(row.pass, Pass::Whole { keep: Some(_) });
-        let plain = calls.is_empty() && free_u.is_empty() && !rows.iter().any(keeps);
+        let plain = free_u.is_empty() && !rows.iter().any(keeps);
         let predictions = match branch {
-            None if plain => self.unet.forward_replayed(&input)?,
+            None if plain => self.unet.forward_replayed(
+                &input,
+                &Steering {
+                    key: controls.iter().map(controls::Prepared::key).collect(),
+                    tensors: controls.iter().flat_map(controls::Prepared::tensors).collect(),
+                    adjust: &|features, input, tensors| {
+                        let mut tensors = tensors.iter();
+                        controls.iter().try_for_each(|call| call.over(&mut tensors)?.add_to(features, input))
+                    },
+                },
+            )?,
             None => self.unet.forward_observed(
                 &input,
                 &FreeU::new(free_u),
-                |features| calls.iter().try_for_each(|call| call.add_to(features, &input, self.device)),
+                |features| controls.iter().try_for_each(|call| call.add_to(features, &input)),
                 |skip, below| keep(rows, skip, below, &mut kept),
             )?,
             Some(branch) => {
                 let below = stacked_features(rows, !free_u.is_empty())?;
                 self.unet.forward_shallow(&input, &FreeU::new(free_u), branch, below, |features| {
-                    calls.iter().try_for_each(|call| call.add_to_shallow(features, &input, self.device))
+                    controls.iter().try_for_each(|call| call.add_to_shallow(features, &input))
                 })?
             }
         };

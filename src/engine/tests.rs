@@ -205,8 +205,7 @@ async fn pictures_that_give_up_exactness_share_step_batches_and_leave_the_others
 fn costs() -> (u64, u64, u64) {
     let checkpoint = crate::embedded::checkpoint(&candle_core::Device::Cpu).unwrap();
     let pipeline = Pipeline::load(&checkpoint, &candle_core::Device::Cpu).unwrap();
-    let weights = Catalog::open(None, None).unwrap().find("embedded").unwrap().bytes;
-    (weights, pipeline.step_bytes(2, 8, 8) as u64, pipeline.most_cache_bytes(8, 8) as u64)
+    (pipeline.weight_bytes(), pipeline.step_bytes(2, 8, 8) as u64, pipeline.most_cache_bytes(8, 8) as u64)
 }
 
 #[tokio::test]
@@ -409,7 +408,7 @@ async fn a_model_is_put_out_for_another_when_both_do_not_fit_and_is_loaded_once_
     let folder = tempfile::TempDir::new().unwrap();
     std::fs::write(folder.path().join("twin.safetensors"), crate::embedded::weights()).unwrap();
     let catalog = Arc::new(Catalog::open(Some(folder.path()), None).unwrap());
-    let weights = catalog.find("embedded").unwrap().bytes.max(catalog.find("twin").unwrap().bytes);
+    let (weights, ..) = costs();
     let metrics = Arc::new(Metrics::default());
     let budget = weights + weights / 2;
     let options = EngineOptions { memory_budget: budget, ..options() };

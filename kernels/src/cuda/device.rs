@@ -183,9 +183,16 @@ pub(crate) fn libraries() -> Vec<Library> {
         version @ 10_000.. => Ok(format!("{}.{}.{}", version / 10_000, version / 100 % 100, version % 100)),
         _ => Err("not found".to_owned()),
     };
+    let cudnn = super::cudnn::cudnn()
+        .map(|found| {
+            let version = found.version;
+            format!("{}.{}.{}", version / 10_000, version / 100 % 100, version % 100)
+        })
+        .map_err(ToString::to_string);
     vec![
         Library { name: "CUDA driver", version: driver, optional: false },
         Library { name: "NVRTC", version: compiler, optional: false },
         Library { name: "cuBLASLt", version: blas, optional: false },
+        Library { name: "cuDNN", version: cudnn, optional: true },
     ]
 }

@@ -10,6 +10,8 @@ use std::sync::Arc;
 
 use candle_core::{Tensor, bail};
 
+use crate::identity::Identity;
+
 /// What changes in one layer.
 #[derive(Debug, Clone)]
 pub enum LayerAdapter {
@@ -40,15 +42,22 @@ impl LayerAdapter {
 }
 
 /// What changes in one network: layers by canonical name (`down_blocks.1.attentions.0.proj_in`).
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct NetworkAdapter {
     layers: HashMap<String, LayerAdapter>,
+    identity: Identity,
+}
+
+impl Default for NetworkAdapter {
+    fn default() -> Self {
+        Self::new(HashMap::new())
+    }
 }
 
 impl NetworkAdapter {
     /// Of these layers.
     pub fn new(layers: HashMap<String, LayerAdapter>) -> Self {
-        Self { layers }
+        Self { layers, identity: Identity::fresh() }
     }
 
     /// The change to one layer.
@@ -96,6 +105,11 @@ impl Adapters {
     /// Whether no row has one.
     pub fn is_empty(&self) -> bool {
         self.groups.is_empty()
+    }
+
+    /// Which rows have which, told apart by their weights.
+    pub(crate) fn identities(&self) -> Vec<(Range<usize>, Identity)> {
+        self.groups.iter().map(|(rows, adapter)| (rows.clone(), adapter.identity)).collect()
     }
 
     /// One adapter for all of `rows` rows.

@@ -12,6 +12,7 @@ use super::{ControlNetConfig, ControlNetError, ControlNetFamily, ControlNetKind}
 use crate::adapter::Adapters;
 use crate::arithmetic::{ComputeType, Range};
 use crate::checkpoint::{Twins, canonical_names, classify};
+use crate::identity::Identity;
 use crate::layers::{Linear, channels_last};
 use crate::unet::{Condition, ConditionEmbedding, UNetConfig, UNetEncoder, UNetFeatures, UNetInput};
 use crate::weights::{Stored, Transform, WeightFile, Weights, WeightsError};
@@ -32,6 +33,7 @@ pub struct ControlNet {
     middle_projection: Linear,
     activations: DType,
     weight_bytes: u64,
+    identity: Identity,
 }
 
 impl ControlNet {
@@ -94,12 +96,18 @@ impl ControlNet {
             config,
             activations: weights.activations(),
             weight_bytes,
+            identity: Identity::fresh(),
         })
     }
 
     /// What the network was built from.
     pub fn config(&self) -> &ControlNetConfig {
         &self.config
+    }
+
+    /// What tells its weights from others'.
+    pub fn identity(&self) -> Identity {
+        self.identity
     }
 
     /// The type of its activations, hints' embeddings and residuals.

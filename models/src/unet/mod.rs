@@ -20,4 +20,4 @@ pub(crate) use encoder::UNetEncoder;
 pub use encoder::UNetFeatures;
 pub use free_u::{FreeU, FreeUScales};
 pub(crate) use memory::encoder_elements;
-pub use model::{ShallowFeatures, UNet2DConditionModel};
+pub use model::{Adjust, ShallowFeatures, Steering, SteeringKey, UNet2DConditionModel};

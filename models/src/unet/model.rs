@@ -17,6 +17,7 @@ mod shallow;
 
 use replayed::{Baked, MOST_RECORDINGS};
 
+pub use replayed::{Adjust, Steering, SteeringKey};
 pub use shallow::ShallowFeatures;
 
 /// diffusers' `UNet2DConditionModel`, for the configs that [`UNetConfig`] can express.
