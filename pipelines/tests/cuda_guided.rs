@@ -63,6 +63,22 @@ fn mixed_loras_and_controls_in_one_batch_give_the_cpus_latents() {
     assert!(error <= TOLERANCE, "{error}");
 }
 
+#[test]
+fn a_pass_with_a_lora_and_a_controlnet_is_recorded_and_replayed_with_other_pictures() {
+    let gpu = Model::load(card(), ComputeType::Full);
+    // Other noise and other edges; the same LoRA, ControlNet and shapes.
+    for index in [0, 1] {
+        let of = |model: &Model| ImageRequest { seed: 40 + index, ..calm_requests(model).remove(0) };
+        let drawn = gpu.draw(&[of(&gpu)]).remove(0);
+        let expected = cpu().draw(&[of(cpu())]).remove(0);
+        let error = relative_error(&drawn, &expected);
+        println!("{error:.1e}, {} recorded", gpu.pipeline.recordings());
+        assert!(error <= TOLERANCE, "{error}");
+    }
+    // Each draws with a set of its own, whose factors lie elsewhere: two recordings.
+    assert_eq!(gpu.pipeline.recordings(), 2);
+}
+
 /// A LoRA with a ControlNet, two LoRAs with another, two LoRAs with three; in steps that make little of rounding: a
 /// schedule of three to five that ends at sigma 0.03, as the mix has, turns a rounded prediction into 20 dB.
 fn calm_requests(model: &Model) -> Vec<ImageRequest> {

@@ -49,6 +49,11 @@ impl Pipeline {
         each.max().unwrap_or(0).saturating_mul(2)
     }
 
+    /// Kinds of the UNet's passes that a GPU replays from a recording.
+    pub fn recordings(&self) -> usize {
+        self.unet.as_ref().map_or(0, darkroom_models::unet::UNet2DConditionModel::recordings)
+    }
+
     /// Most bytes that decoding one latent of `height × width` cells in one piece takes. [`Pipeline::decode`] itself
     /// goes by tiles where that is beyond its budget.
     pub fn decode_bytes(&self, height: usize, width: usize) -> usize {
