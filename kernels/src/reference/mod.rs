@@ -86,12 +86,14 @@ pub fn group_norm(
     let dims = x.dims().to_vec();
     let (b, c) = (x.dim(0)?, x.dim(D::Minus1)?);
     let positions = x.elem_count() / (b * c).max(1);
-    let x = x.to_dtype(DType::F32)?.reshape((b, positions, groups, c / groups))?;
+    // In `f64`: sums of numbers far from zero lose in `f32` what is left of them once the mean is taken off.
+    let x = x.to_dtype(DType::F64)?.reshape((b, positions, groups, c / groups))?;
     let mean = x.mean_keepdim(3)?.mean_keepdim(1)?;
     let centred = x.broadcast_sub(&mean)?;
     let variance = centred.sqr()?.mean_keepdim(3)?.mean_keepdim(1)?;
     let y = centred.broadcast_div(&(variance + eps)?.sqrt()?)?.reshape(dims)?;
     let y = y
+        .to_dtype(DType::F32)?
         .broadcast_mul(&weight.to_dtype(DType::F32)?)?
         .broadcast_add(&bias.to_dtype(DType::F32)?)?
         .to_dtype(dtype)?;

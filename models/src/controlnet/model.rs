@@ -133,7 +133,9 @@ impl ControlNet {
                 self.config.conditioning_channels
             );
         }
-        self.hint.forward(channels_last(hint)?.to_dtype(self.activations)?)
+        // A statement of its own: within the call, the copy would live as long as the call.
+        let pixels = channels_last(hint)?.to_dtype(self.activations)?;
+        self.hint.forward(pixels)
     }
 
     /// What to add to the UNet's features for `input`, not scaled yet; channels-last, in the features' order.
