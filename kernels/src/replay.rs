@@ -11,6 +11,13 @@ use std::sync::{Mutex, PoisonError};
 use candle_core::DType;
 use candle_core::{Result, Tensor};
 
+/// Most computations that are known of and not recorded.
+#[cfg(feature = "cuda")]
+const MOST_UNRECORDED: usize = 512;
+/// Most bytes of inputs and outputs that recordings keep: a ControlNet's hints are 10 MB a picture with SDXL at 1024².
+#[cfg(feature = "cuda")]
+const MOST_BYTES: usize = 512 << 20;
+
 /// What is kept of one computation for each `K`, beside the shapes of its inputs: whatever it bakes into its kernels.
 pub struct Replays<K> {
     #[cfg(feature = "cuda")]
@@ -59,7 +66,8 @@ impl<K: Eq + Hash + Clone> Replays<K> {
     }
 
     /// `run(inputs)`. `run` must compute from the tensors that it is given and from weights alone, do the same for equal
-    /// `key` and shapes, and have no other effect. What cannot be recorded is run each time.
+    /// `key` and shapes, and have no other effect. What cannot be recorded is run each time. The threads that call this
+    /// must live as long as this value: small tables that a recording reads again are theirs.
     ///
     /// # Errors
     /// As `run`.
@@ -105,7 +113,7 @@ impl<K: Eq + Hash + Clone> Replays<K> {
         let eager = || run(&inputs.iter().copied().cloned().collect::<Vec<_>>());
         match known.states.get_mut(&key) {
             None => {
-                known.make_room();
+                known.make_room(|state| !matches!(state, State::Recorded(_)), MOST_UNRECORDED);
                 known.states.insert(key, (State::Seen, now));
                 drop(known);
                 eager()
@@ -118,18 +126,26 @@ impl<K: Eq + Hash + Clone> Replays<K> {
                 *used = now;
                 recording.replay(inputs, device)
             }
-            Some((state @ State::Seen, used)) => {
+            Some((State::Seen, used)) => {
                 *used = now;
                 match crate::cuda::graph::record(device, inputs, run) {
                     Ok((recording, first)) => {
-                        *state = State::Recorded(Box::new(recording));
+                        known.states.remove(&key);
+                        let most = known.most.saturating_sub(1);
+                        known.make_room(|state| matches!(state, State::Recorded(_)), most);
+                        known.states.insert(key, (State::Recorded(Box::new(recording)), now));
                         Ok(first)
                     }
-                    // Memory may be there later; anything else stays as it is.
-                    Err(error) if crate::device::is_out_of_memory(&error) => Err(error),
+                    // Without a recording it may well fit, and without the others all the more.
+                    Err(error) if crate::device::is_out_of_memory(&error) => {
+                        known.states.clear();
+                        drop(known);
+                        crate::cuda::device::trim(device);
+                        eager()
+                    }
                     Err(error) => {
                         tracing::warn!(%error, "a computation cannot be recorded as a graph: each launch costs its own time");
-                        *state = State::Refused;
+                        known.states.insert(key, (State::Refused, now));
                         drop(known);
                         eager()
                     }
@@ -141,13 +157,27 @@ impl<K: Eq + Hash + Clone> Replays<K> {
 
 #[cfg(feature = "cuda")]
 impl<K: Eq + Hash + Clone> Known<K> {
-    /// Forgets what was not used for the longest time, if there is as much as there may be.
-    fn make_room(&mut self) {
-        while self.states.len() >= self.most.max(1) {
-            let oldest = self.states.iter().min_by_key(|(_, (_, used))| *used).map(|(key, _)| key.clone());
+    /// Forgets, of the states that `kind` holds for, those that were not used for the longest time, until there are at most
+    /// `most` and what recordings keep is within bounds.
+    fn make_room(&mut self, kind: impl Fn(&State) -> bool, most: usize) {
+        loop {
+            let alike = || self.states.iter().filter(|(_, (state, _))| kind(state));
+            let bytes: usize = alike().map(|(_, (state, _))| state.bytes()).sum();
+            if alike().count() <= most && bytes <= MOST_BYTES {
+                return;
+            }
+            let oldest = alike().min_by_key(|(_, (_, used))| *used).map(|(key, _)| key.clone());
             let Some(oldest) = oldest else { return };
             self.states.remove(&oldest);
         }
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl State {
+    /// What it keeps beside the graph.
+    fn bytes(&self) -> usize {
+        if let Self::Recorded(recording) = self { recording.bytes() } else { 0 }
     }
 }
 

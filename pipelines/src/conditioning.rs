@@ -24,8 +24,12 @@ pub struct Conditioning {
 impl Conditioning {
     /// The same on `device`, where its network is.
     pub(crate) fn on(&self, device: &Device) -> candle_core::Result<Self> {
-        let pooled = self.pooled.as_ref().map(|pooled| pooled.to_device(device)).transpose()?;
-        Ok(Self { context: self.context.to_device(device)?, pooled })
+        // A view would bring all that it is a view of.
+        let moved = |tensor: &Tensor| match tensor.device().same_device(device) {
+            true => Ok(tensor.clone()),
+            false => tensor.force_contiguous()?.to_device(device),
+        };
+        Ok(Self { context: moved(&self.context)?, pooled: self.pooled.as_ref().map(moved).transpose()? })
     }
 }
 

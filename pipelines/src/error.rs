@@ -53,6 +53,16 @@ pub enum PipelineError {
         /// What is missing.
         part: Part,
     },
+    /// There is less memory than the weights take.
+    #[error("{origin}: it has {} MiB of weights; the memory budget is {} MiB", bytes >> 20, budget >> 20)]
+    TooLarge {
+        /// The file or folder.
+        origin: String,
+        /// Bytes of its weights as they would be held.
+        bytes: u64,
+        /// Bytes that there are.
+        budget: u64,
+    },
     /// The network gave values that are no numbers.
     #[error(
         "picture {index} turned into NaN while denoising: the weights are damaged, or a prompt weight or the \

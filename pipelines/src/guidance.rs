@@ -7,6 +7,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
+use darkroom_kernels::sampling::guide;
 use darkroom_models::unet::FreeUScales;
 
 use crate::condition::{Cells, Placed};
@@ -84,7 +85,7 @@ impl Guidance {
         } else if let Some(multiplier) = self.rescale {
             rescaled(x, sigma, &cond, &uncond, self.scale, multiplier)?
         } else {
-            (&uncond + ((&cond - &uncond)? * self.scale)?)?
+            guide(&cond, &uncond, self.scale)?
         };
         Ok(Guided { guided: self.normed(guided, &cond)?, uncond: Some(uncond) })
     }

@@ -223,6 +223,13 @@ impl Pipeline {
         } else {
             weight_bytes += memory::text_bytes(checkpoint);
         }
+        if let Some(budget) = options.budget.filter(|budget| weight_bytes > *budget) {
+            return Err(PipelineError::TooLarge {
+                origin: checkpoint.origin.into(),
+                bytes: weight_bytes,
+                budget,
+            });
+        }
         let text_encoder = |part: &Component<ClipTextConfig>| -> Result<_, PipelineError> {
             let weights = part.weights.on(&text_device);
             weights.keep();

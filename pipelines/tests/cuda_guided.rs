@@ -79,6 +79,32 @@ fn a_pass_with_a_lora_and_a_controlnet_is_recorded_and_replayed_with_other_pictu
     assert_eq!(gpu.pipeline.recordings(), 2);
 }
 
+#[test]
+fn changes_of_norms_and_biases_are_recorded_where_they_lie() {
+    for (compute_type, close) in CLOSE {
+        let gpu = Model::load(card(), compute_type);
+        let with = |set, seed| ImageRequest {
+            loras: Some(set),
+            controls: Vec::new(),
+            seed,
+            ..calm_requests(cpu()).remove(0)
+        };
+        let set = gpu.set(&[("whole", 1.0, 1.0)]);
+        for seed in [50, 51] {
+            let drawn = pictures(&gpu, &gpu.draw(&[with(set.clone(), seed)]));
+            let exact = cpu().draw(&[with(cpu().set(&[("whole", 1.0, 1.0)]), seed)]);
+            let psnr = psnr(&drawn[0], &pictures(cpu(), &exact)[0]);
+            println!("{compute_type:?}: {psnr:.1} dB");
+            assert!(psnr >= close, "{compute_type:?}: {psnr:.1} dB");
+        }
+        assert_eq!(gpu.pipeline.recordings(), 1);
+        // It does something.
+        let plain = pictures(&gpu, &gpu.draw(&[ImageRequest { loras: None, ..with(set.clone(), 50) }]));
+        let changed = pictures(&gpu, &gpu.draw(&[with(set, 50)]));
+        assert!(psnr(&plain[0], &changed[0]) < 30.0);
+    }
+}
+
 /// A LoRA with a ControlNet, two LoRAs with another, two LoRAs with three; in steps that make little of rounding: a
 /// schedule of three to five that ends at sigma 0.03, as the mix has, turns a rounded prediction into 20 dB.
 fn calm_requests(model: &Model) -> Vec<ImageRequest> {

@@ -194,14 +194,9 @@ impl Weights {
         if let Some(problem) = &entry.problem {
             return Want::Never(format!("the model '{model}' cannot be drawn with: {problem}"));
         }
-        if entry.bytes > self.budget {
-            return Want::Never(format!(
-                "the model '{model}' has {} of weights; the memory budget is {}",
-                Mebibytes(entry.bytes),
-                Mebibytes(self.budget)
-            ));
-        }
-        while self.bytes() + self.beside + entry.bytes > self.budget {
+        // What it holds once it is loaded may be less than its file, or more; the thread that opens it knows.
+        let bytes = entry.bytes.min(self.budget);
+        while self.bytes() + self.beside + bytes > self.budget {
             let idle = self.slots.iter().filter_map(|(id, slot)| match slot {
                 Slot::Resident(resident) if !in_use(id) && !resident.is_borrowed() && !self.is_pinned(id) => {
                     Some((resident.last_used, Arc::clone(id)))
@@ -212,7 +207,7 @@ impl Weights {
             self.remove(&oldest);
             self.evictions += 1;
         }
-        self.slots.insert(Arc::clone(model), Slot::Loading { bytes: entry.bytes });
+        self.slots.insert(Arc::clone(model), Slot::Loading { bytes });
         if self.requests.send((Arc::clone(model), entry)).is_err() {
             self.slots.remove(model);
             return Want::Never("the thread that loads models has ended".to_owned());
@@ -254,19 +249,13 @@ impl Weights {
             .map(|(id, slot)| {
                 let state = match slot {
                     Slot::Loading { .. } => super::Residency::Loading,
-                    Slot::Resident(resident) => super::Residency::Resident { bytes: resident.entry.bytes },
+                    Slot::Resident(resident) => {
+                        super::Residency::Resident { bytes: resident.pipeline.weight_bytes() }
+                    }
                     Slot::Failed { message, .. } => super::Residency::Failed { message: message.clone() },
                 };
                 (id.to_string(), state)
             })
             .collect()
-    }
-}
-
-struct Mebibytes(u64);
-
-impl std::fmt::Display for Mebibytes {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} MiB", self.0 >> 20)
     }
 }

@@ -157,6 +157,8 @@ pub(crate) fn trim(device: &CudaDevice) {
         // SAFETY: the pool is the device's own.
         let _ = unsafe { sys::cuMemPoolTrimTo(pool, 0) };
     }
+    // SAFETY: what graphs hold that can still be launched stays.
+    let _ = unsafe { sys::cuDeviceGraphMemTrim(device.cuda_stream().context().cu_device()) };
 }
 
 pub(crate) fn capability(device: &CudaDevice) -> Option<(i32, i32)> {

@@ -83,6 +83,12 @@ pub(crate) fn record(
 }
 
 impl Recording {
+    /// Bytes of its inputs' and its output's copies.
+    pub(crate) fn bytes(&self) -> usize {
+        let of = |tensor: &Tensor| tensor.elem_count() * tensor.dtype().size_in_bytes();
+        self.inputs.iter().chain([&self.output]).map(|dense| of(dense.tensor())).sum()
+    }
+
     /// The recorded computation over other inputs of the same shapes and types.
     pub(crate) fn replay(&mut self, inputs: &[&Tensor], device: &CudaDevice) -> Result<Tensor> {
         for (to, from) in self.inputs.iter().zip(inputs) {

@@ -4,6 +4,7 @@ use candle_core::{D, DType, Error, Result, Tensor};
 
 use super::compile::{Source, function};
 use super::launch::{self, Dense, launch};
+use super::operand::operand;
 use super::packs;
 use crate::Activation;
 
@@ -64,8 +65,8 @@ pub(crate) fn group_norm(
     let x = Dense::of(x)?;
     let shift = shift.map(|shift| Dense::of(&shift.to_dtype(dtype)?)).transpose()?;
     let shift_at = shift.as_ref().map_or(0, Dense::address);
-    let weight = Dense::of(&weight.to_dtype(DType::F32)?)?;
-    let bias = Dense::of(&bias.to_dtype(DType::F32)?)?;
+    let on = x.tensor().device();
+    let (weight, bias) = (operand(weight, DType::F32, on)?, operand(bias, DType::F32, on)?);
     let partial = Dense::unset((batch, groups, chunks, 2), DType::F32, x.tensor().device())?;
     let y = Dense::unset(x.tensor().shape(), dtype, x.tensor().device())?;
 

@@ -4,6 +4,7 @@ use candle_core::{D, DType, Error, Result, Tensor};
 
 use super::compile::{Source, function};
 use super::launch::{self, Dense, launch};
+use super::operand::operand;
 use super::packs;
 
 const SOURCE: Source = Source { name: "layer_norm", text: include_str!("../../cuda/layer_norm.cu") };
@@ -39,8 +40,8 @@ pub(crate) fn layer_norm(
     let sum = if residual.is_some() { Some(unset()?) } else { None };
     let sum_at = sum.as_ref().map_or(0, Dense::address);
     let y = unset()?;
-    let weight = Dense::of(&weight.to_dtype(DType::F32)?)?;
-    let bias = Dense::of(&bias.to_dtype(DType::F32)?)?;
+    let on = x.tensor().device();
+    let (weight, bias) = (operand(weight, DType::F32, on)?, operand(bias, DType::F32, on)?);
 
     let pack = packs::width(dtype, &[width]);
     let lanes = if width <= WARP * MOST_OF_THREAD { WARP } else { BLOCK };

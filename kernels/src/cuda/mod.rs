@@ -17,6 +17,7 @@ pub(crate) mod image;
 pub(crate) mod launch;
 pub(crate) mod layer_norm;
 pub mod matmul;
+pub(crate) mod operand;
 pub(crate) mod packs;
 pub(crate) mod pointwise;
 pub(crate) mod sampling;

@@ -24,6 +24,8 @@ impl MergedType {
     fn of(self, base: &Kept, stored: &Tensor) -> DType {
         match self {
             Self::Stored => stored.dtype(),
+            // Norms' and biases, which layers hold so.
+            Self::Full if stored.rank() == 1 => DType::F32,
             // What the network computes in: more would be rounded at every step.
             Self::Full => base.activations(),
         }

@@ -38,6 +38,11 @@ impl KeptTensor {
         }
     }
 
+    /// Whether the network holds it in 8 bits.
+    pub fn is_eight_bit(&self) -> bool {
+        self.eight_bit.is_some()
+    }
+
     /// Bytes that the network holds.
     pub fn bytes(&self) -> u64 {
         if let Some(weight) = &self.eight_bit {

@@ -269,8 +269,12 @@ impl Weights {
             let eight_bit = self.arithmetic.held == Held::EightBit
                 && source.shape().is_some_and(|shape| fits_eight_bits(&shape));
             let to = self.arithmetic.kernel_type(&self.device, from).size_in_bytes();
-            let to = if eight_bit { 1 } else { to as u64 };
-            Some((stored / from.size_in_bytes() as u64).saturating_mul(to))
+            let to = match eight_bit {
+                true if self.device.is_cpu() => 1 + from.size_in_bytes(), // what was rounded stays beside it
+                true => 1,
+                false => to,
+            };
+            Some((stored / from.size_in_bytes() as u64).saturating_mul(to as u64))
         };
         tensors.filter_map(|(_, source)| bytes(source)).sum()
     }

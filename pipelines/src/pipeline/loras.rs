@@ -81,7 +81,10 @@ impl Pipeline {
         let weights = self.kept.unet.iter().filter(|(name, _)| changed(name));
         let bytes = |kept: &KeptTensor| match rounding {
             Rounding::ToStored => kept.bytes(),
-            Rounding::None => (kept.tensor.elem_count() * size_of::<f32>()) as u64,
+            Rounding::None if kept.is_eight_bit() => kept.bytes(),
+            Rounding::None => {
+                (kept.tensor.elem_count() * self.kept.unet.activations().size_in_bytes()) as u64
+            }
         };
         weights.map(|(_, kept)| bytes(kept)).sum()
     }

@@ -1,21 +1,20 @@
 //! The few formulas that many methods share. Scalars are f32, as torch's zero-dimensional tensors are.
 
 use candle_core::Tensor;
+use darkroom_kernels::sampling::linear_combination;
 
 use super::Result;
 
 /// `x + Σ coefficient * tensor`.
 pub(super) fn linear(x: &Tensor, terms: &[(f32, &Tensor)]) -> Result<Tensor> {
-    let mut sum = x.clone();
-    for &(coefficient, tensor) in terms {
-        sum = (sum + tensor.affine(f64::from(coefficient), 0.0)?)?;
-    }
-    Ok(sum)
+    scaled(1.0, x, terms)
 }
 
 /// `scale * x + Σ coefficient * tensor`.
 pub(super) fn scaled(scale: f32, x: &Tensor, terms: &[(f32, &Tensor)]) -> Result<Tensor> {
-    linear(&x.affine(f64::from(scale), 0.0)?, terms)
+    let rest = terms.iter().map(|&(coefficient, tensor)| (tensor, f64::from(coefficient)));
+    let all: Vec<(&Tensor, f64)> = std::iter::once((x, f64::from(scale))).chain(rest).collect();
+    Ok(linear_combination(&all)?)
 }
 
 /// The slope of the probability flow at `x`, k-diffusion's `to_d`: `(x - denoised) / sigma`.

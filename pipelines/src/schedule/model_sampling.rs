@@ -4,6 +4,7 @@
 //! what the network is told), whose shift is equation 23 of Esser et al. 2024.
 
 use candle_core::{Result, Tensor};
+use darkroom_kernels::sampling::linear_combination;
 
 use super::process::Process;
 
@@ -228,7 +229,9 @@ impl ModelSampling {
     /// The shapes differ, or the tensor library failed.
     pub fn denoised(&self, x: &Tensor, model_output: &Tensor, sigma: f32) -> Result<Tensor> {
         match self.prediction {
-            Prediction::Epsilon | Prediction::Flow => x - model_output.affine(f64::from(sigma), 0.0)?,
+            Prediction::Epsilon | Prediction::Flow => {
+                linear_combination(&[(x, 1.0), (model_output, -f64::from(sigma))])
+            }
             Prediction::X0 | Prediction::ImgToImg => Ok(model_output.clone()),
             Prediction::Lcm => {
                 /// What the authors scale timesteps by, and the variance of the data.

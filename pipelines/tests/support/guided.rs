@@ -45,8 +45,13 @@ impl Model {
             assert_eq!(lora.unmatched, Vec::<String>::new());
             Arc::new(lora)
         };
-        let loras =
-            HashMap::from([("tinychan", bind(&asset("lora-tinychan.safetensors"))), ("made", bind(&made))]);
+        let whole = folder.path().join("whole.safetensors");
+        candle_core::safetensors::save(&whole_changes(), &whole).unwrap();
+        let loras = HashMap::from([
+            ("tinychan", bind(&asset("lora-tinychan.safetensors"))),
+            ("made", bind(&made)),
+            ("whole", bind(&whole)),
+        ]);
         let other = folder.path().join("other.safetensors");
         candle_core::safetensors::save(&other_control_net(), &other).unwrap();
         let control = |path: &Path| {
@@ -112,6 +117,16 @@ fn made_up_lora() -> HashMap<String, Tensor> {
     add("lora_unet_down_blocks_0_resnets_0_conv1", &[2, 64, 3, 3], &[64, 2, 1, 1]);
     add("lora_te1_text_model_encoder_layers_0_self_attn_q_proj", &[2, 64], &[64, 2]);
     tensors
+}
+
+/// Changes of a norm and of a convolution's bias, which no factors stand for.
+fn whole_changes() -> HashMap<String, Tensor> {
+    let resnet = "lora_unet_down_blocks_0_resnets_0";
+    HashMap::from([
+        (format!("{resnet}_norm1.w_norm"), random(11, &[64], 0.5)),
+        (format!("{resnet}_norm1.b_norm"), random(12, &[64], 0.5)),
+        (format!("{resnet}_conv2.diff_b"), random(13, &[64], 0.5)),
+    ])
 }
 
 /// The embedded ControlNet with other output projections: another network of the same shape.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use darkroom_models::device;
+use darkroom_models::{Computed, device};
 use darkroom_pipelines::{LatentPreview, LoraSet, Pipeline, Sample, StepWork};
 
 use super::{Active, DeviceThread, Finished, Phase};
@@ -132,6 +132,10 @@ impl DeviceThread {
     /// Merges a set of LoRAs into the weights when all samples of the model have it and are at it for a while yet: a
     /// step with merged weights costs no more than one without LoRAs. Never puts anything out for it.
     fn consider_merging(&mut self, key: &BatchKey, pipeline: &Arc<Pipeline>) {
+        // In 8 bits a merged layer is rounded anew, and the picture would show when that happened.
+        if pipeline.computed() == Computed::Fp8 {
+            return;
+        }
         let mut set: Option<&Arc<LoraSet>> = None;
         let mut steps_left = 0;
         for active in self.active.iter().filter(|active| active.ticket.key.model == key.model) {

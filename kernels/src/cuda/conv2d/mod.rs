@@ -11,6 +11,7 @@ use std::sync::OnceLock;
 use candle_core::{DType, Error, Result, Tensor, bail};
 
 use super::launch::{self, Dense};
+use super::operand::operand;
 use crate::{Activation, Conv2dGeometry, Padding};
 
 /// A convolution whose operands fit each other: `crate::conv2d` checks them.
@@ -139,9 +140,9 @@ impl Prepared {
         if !matches!(products, DType::F32 | DType::F16 | DType::BF16) {
             bail!("conv2d: {products:?} is no type of weights");
         }
-        let dense = |tensor: Option<&Tensor>, dtype| {
-            tensor.map(|tensor| Dense::of(&tensor.to_dtype(dtype)?)).transpose()
-        };
+        let on = problem.x.device();
+        let dense =
+            |tensor: Option<&Tensor>, dtype| tensor.map(|tensor| operand(tensor, dtype, on)).transpose();
         Ok(Self {
             x: Dense::of(&problem.x.to_dtype(products)?)?,
             weight: Dense::of(problem.weight)?,

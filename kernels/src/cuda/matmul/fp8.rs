@@ -6,11 +6,11 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use candle_core::{CudaDevice, DType, Error, Result, Tensor, bail};
 
 use super::library::{self, Addresses};
-use super::operand::operand;
 use super::plan::{Problem, Scales};
 use crate::Fp8Scaling;
 use crate::cuda::compile::{Source, function};
 use crate::cuda::launch::{self, Dense, launch};
+use crate::cuda::operand::operand;
 
 const SOURCE: Source = Source { name: "quantize", text: include_str!("../../../cuda/quantize.cu") };
 const THREADS: u32 = 256;

@@ -3,10 +3,10 @@
 use candle_core::{CudaDevice, DType, Result, Tensor};
 use cudarc::driver::DeviceRepr;
 
-use super::operand::operand;
 use crate::LowRank;
 use crate::cuda::compile::{Source, function};
 use crate::cuda::launch::{self, Dense, launch};
+use crate::cuda::operand::operand;
 
 const SOURCE: Source = Source { name: "lora", text: include_str!("../../../cuda/lora.cu") };
 const THREADS: u32 = 256;

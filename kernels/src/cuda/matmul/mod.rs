@@ -36,7 +36,6 @@
 pub(crate) mod fp8;
 mod library;
 pub(crate) mod low_rank;
-mod operand;
 mod plan;
 mod tune;
 
@@ -46,9 +45,9 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use candle_core::{DType, Result, Tensor};
 
 use self::library::Addresses;
-use self::operand::operand;
 use self::plan::{Problem, Scales};
 use super::launch::{self, Dense};
+use super::operand::{self, operand};
 
 /// How algorithms are chosen, for all devices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]

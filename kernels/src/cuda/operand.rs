@@ -1,4 +1,4 @@
-//! Operands in the type that a product wants, made where the product is.
+//! Weights in the type that a kernel wants, made where the kernel runs.
 //!
 //! While a computation is recorded as a graph its activations belong to another stream than the weights, which the graph
 //! reads each time it is replayed. What is made of weights on the way must therefore be made by the graph: candle's own
@@ -9,13 +9,13 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 use crate::cuda::compile::{Source, function};
 use crate::cuda::launch::{self, Dense, launch};
 
-const SOURCE: Source = Source { name: "convert", text: include_str!("../../../cuda/convert.cu") };
+const SOURCE: Source = Source { name: "convert", text: include_str!("../../cuda/convert.cu") };
 const THREADS: u32 = 256;
 /// Elements of a thread.
 const EACH: usize = 4;
 
 /// `x`, dense and in `dtype`, for kernels in the stream of `on`.
-pub(super) fn operand(x: &Tensor, dtype: DType, on: &Device) -> Result<Dense> {
+pub(crate) fn operand(x: &Tensor, dtype: DType, on: &Device) -> Result<Dense> {
     // With these `Dense::of` copies nothing.
     let ready = x.is_contiguous() && launch::first_address(x)?.is_multiple_of(16);
     if !ready && !x.device().same_device(on) {
@@ -26,7 +26,7 @@ pub(super) fn operand(x: &Tensor, dtype: DType, on: &Device) -> Result<Dense> {
 }
 
 /// A product's result in `dtype`.
-pub(super) fn result(y: Dense, dtype: DType) -> Result<Tensor> {
+pub(crate) fn result(y: Dense, dtype: DType) -> Result<Tensor> {
     if y.tensor().dtype() == dtype {
         return Ok(y.into_tensor());
     }
@@ -51,6 +51,6 @@ fn name(dtype: DType) -> Result<&'static str> {
         DType::F32 => Ok("float"),
         DType::F16 => Ok("f16"),
         DType::BF16 => Ok("bf16"),
-        other => bail!("{other:?} is no type of matrix products"),
+        other => bail!("{other:?} is no type of weights"),
     }
 }
