@@ -198,7 +198,9 @@ impl Clients {
     fn forget(&self, client: &Client) {
         let mut all = lock(&self.all);
         let state = lock(&client.state);
-        if state.socket.is_none() && state.turns.is_empty() {
+        let gone = state.socket.is_none() && state.turns.is_empty();
+        // Who was forgotten before may have come again under the same id, and be another.
+        if gone && all.get(&client.key).is_some_and(|known| std::ptr::eq(&**known, client)) {
             all.remove(&client.key);
         }
     }
@@ -466,6 +468,22 @@ mod tests {
         }
         tell(listening, Event::Finished { node: node() });
         tell(listening, Event::Succeeded);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_comes_again_is_not_forgotten_with_the_one_before() {
+        let clients = clients();
+        let before = clients.connect(Owner::Anyone, Some("a")).unwrap();
+        let last_word = Arc::clone(&before.client);
+        drop(before);
+        let again = clients.connect(Owner::Anyone, Some("a")).unwrap();
+        // A prompt of the one before ends only now.
+        clients.forget(&last_word);
+        let listening = clients.begin(&Owner::Anyone, "a", "prompt");
+        run_through(&listening);
+        listening.end();
+        let heard = heard(&again).await;
+        assert_eq!(names(&heard).last(), Some(&"executing"), "{heard:?}");
     }
 
     #[tokio::test]
