@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
+import urllib.error
 import urllib.request
 from typing import Any
 from zlib import crc32
@@ -21,13 +23,24 @@ KEY = os.environ.get("DARKROOM_FUZZ_KEY")
 FOREIGN = re.compile(r"^\s*(https?|ftp|wss?)://", re.IGNORECASE)
 REFUSED = "http://127.0.0.1:9/"
 
+# Seconds that an answer may take.
+PATIENCE = 120.0
+
 
 def ask(path: str, body: object = None) -> dict[str, Any]:
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {KEY}"} if KEY else {})
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(URL + path, data=data, headers=headers)  # noqa: S310 - our own server
-    with urllib.request.urlopen(request, timeout=60) as response:  # noqa: S310
-        return json.load(response)
+    latest = time.monotonic() + PATIENCE
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=PATIENCE) as response:  # noqa: S310
+                return json.load(response)
+        except urllib.error.HTTPError as error:
+            # Pictures that an earlier round asked for may still be waiting.
+            if error.code != 429 or time.monotonic() > latest:
+                raise
+            time.sleep(min(5.0, float(error.headers.get("Retry-After") or 1)))
 
 
 TASK = ask("/v1/images?wait=true", {"prompt": "1girl, smile", "steps": 2})
