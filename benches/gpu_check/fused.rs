@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{Device, Result, Tensor, TensorId};
 use darkroom_kernels::{
     Activation, Conv2dGeometry, Fp8Weight, LowRank, Padding, Precision, add, add_layer_norm,
     add_low_rank_to_rows, add_row_shift, concat_channels, conv2d_add, conv2d_upsampled_2x,
@@ -45,23 +45,23 @@ fn products(scale: Scale, cases: &mut Vec<Case>) {
             Box::new(|x| linear_add(&x[0], &x[1], Some(&x[2]), Some(&x[3]), Precision::Full)),
         ));
         // The CPU multiplies the same codes: what is compared is the product, not what rounding to 8 bits costs.
-        let rounded: RefCell<Vec<(bool, DType, Fp8Weight)>> = RefCell::default();
+        let rounded: RefCell<Vec<(TensorId, Fp8Weight)>> = RefCell::default();
         cases.push(case(
             "linear_fp8",
             format!("linear_fp8 {name}"),
             inputs,
             flops,
             Box::new(move |x| {
-                let kind = (x[1].device().is_cuda(), x[1].dtype());
+                // Rounded once, as a network's weights are, and not anew each time that is measured.
                 let mut rounded = rounded.borrow_mut();
-                let at = match rounded.iter().position(|(cuda, dtype, _)| (*cuda, *dtype) == kind) {
+                let at = match rounded.iter().position(|(weight, _)| *weight == x[1].id()) {
                     Some(at) => at,
                     None => {
-                        rounded.push((kind.0, kind.1, Fp8Weight::quantize(&x[1])?));
+                        rounded.push((x[1].id(), Fp8Weight::quantize(&x[1])?));
                         rounded.len() - 1
                     }
                 };
-                linear_fp8(&x[0], &rounded[at].2, Some(&x[2]), Some(&x[3]))
+                linear_fp8(&x[0], &rounded[at].1, Some(&x[2]), Some(&x[3]))
             }),
         ));
     }
