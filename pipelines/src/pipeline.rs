@@ -212,16 +212,16 @@ impl Pipeline {
             PredictionType::V => Prediction::V,
         };
         let vae_device = darkroom_models::device::beside(device)?;
-        let text_device = options.text_device(checkpoint, device);
-        let beside = !text_device.same_device(device);
         let mut weight_bytes = memory::network_bytes(checkpoint, compute_type);
-        if beside {
+        let text_bytes = memory::text_bytes(checkpoint);
+        let text_device = options.text_device(weight_bytes + text_bytes, device);
+        if text_device.same_device(device) {
+            weight_bytes += text_bytes;
+        } else {
             tracing::info!(
                 origin = checkpoint.origin,
                 "text encoders compute on the CPU: the card has no room for them"
             );
-        } else {
-            weight_bytes += memory::text_bytes(checkpoint);
         }
         if let Some(budget) = options.budget.filter(|budget| weight_bytes > *budget) {
             return Err(PipelineError::TooLarge {

@@ -9,29 +9,24 @@
     reason = "a test that cannot go on fails"
 )]
 
+#[path = "support/card.rs"]
+mod card;
 #[path = "support/guided.rs"]
 mod guided;
 
 use std::sync::OnceLock;
 
 use candle_core::{Device, Tensor};
+use card::card;
 use darkroom_models::ComputeType;
-use darkroom_models::device::{self, DeviceName};
 use darkroom_pipelines::{ImageRequest, Picture, Rounding};
-use guided::{Model, draw, mixed_requests, relative_error, request};
+use guided::{Model, draw, mixed_requests, psnr, relative_error, request};
 
 /// Latents in `f32` against the CPU's, and in company against alone, ‖difference‖ / ‖the CPU's‖.
 const TOLERANCE: f64 = 1e-4;
 /// A picture in 16 bits is at least so close to the CPU's `f32` one, decibels. `bf16` has three bits fewer, which is
 /// 18 dB; seen were 54, 53 and 44 dB in `f16`, and 37 for the first in `bf16`.
 const CLOSE: [(ComputeType, f64); 2] = [(ComputeType::F16, 40.0), (ComputeType::Bf16, 25.0)];
-
-fn card() -> &'static Device {
-    static CARD: OnceLock<Device> = OnceLock::new();
-    CARD.get_or_init(|| {
-        device::open(DeviceName::Cuda(0)).expect("no card answers: scripts/cuda/test brings an emulator").0
-    })
-}
 
 fn cpu() -> &'static Model {
     static MODEL: OnceLock<Model> = OnceLock::new();
@@ -40,11 +35,6 @@ fn cpu() -> &'static Model {
 
 fn pictures(model: &Model, latents: &[Tensor]) -> Vec<Picture> {
     model.pipeline.decode(&latents.iter().collect::<Vec<_>>()).unwrap()
-}
-
-fn psnr(a: &Picture, b: &Picture) -> f64 {
-    let squares = a.data().iter().zip(b.data()).map(|(a, b)| f64::from(a - b).powi(2));
-    -10.0 * (squares.sum::<f64>() / a.data().len() as f64).log10()
 }
 
 #[test]

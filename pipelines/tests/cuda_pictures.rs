@@ -9,12 +9,16 @@
     reason = "a test that cannot go on fails"
 )]
 
-use std::path::Path;
-use std::sync::{Arc, OnceLock};
+#[path = "support/card.rs"]
+mod card;
+#[path = "support/guided.rs"]
+mod guided;
+
+use std::sync::Arc;
 
 use candle_core::Device;
+use card::card;
 use darkroom_models::checkpoint::Checkpoint;
-use darkroom_models::device::{self, DeviceName};
 use darkroom_models::lora::LoraFile;
 use darkroom_models::weights::WeightFile;
 use darkroom_models::{ComputeType, Precision};
@@ -22,6 +26,7 @@ use darkroom_pipelines::noise::BatchPosition;
 use darkroom_pipelines::sampler::SamplerKind;
 use darkroom_pipelines::schedule::Scheduler;
 use darkroom_pipelines::{ImageRequest, LoadOptions, Picture, Pipeline, Sample, Source, StackedLora};
+use guided::{asset, psnr};
 
 /// A 16-bit picture is at least so close to the CPU's `f32` one, decibels.
 const CLOSE: f64 = 40.0;
@@ -30,15 +35,8 @@ const NEAR: f64 = 22.0;
 /// The same in `f32`.
 const VERY_CLOSE: f64 = 70.0;
 
-fn card() -> &'static Device {
-    static CARD: OnceLock<Device> = OnceLock::new();
-    CARD.get_or_init(|| {
-        device::open(DeviceName::Cuda(0)).expect("no card answers: scripts/cuda/test brings an emulator").0
-    })
-}
-
 fn pipeline(device: &Device, compute_type: ComputeType) -> Pipeline {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/tiny-sdxl.safetensors");
+    let file = asset("tiny-sdxl.safetensors");
     Pipeline::load_at(&Checkpoint::open(&file, device).unwrap(), device, compute_type).unwrap()
 }
 
@@ -68,12 +66,6 @@ fn draw(pipeline: &Pipeline, requests: &[ImageRequest], max_batch: usize) -> Vec
     pipeline.decode(&latents).unwrap()
 }
 
-fn psnr(a: &Picture, b: &Picture) -> f64 {
-    assert_eq!((a.width(), a.height()), (b.width(), b.height()));
-    let squares = a.data().iter().zip(b.data()).map(|(a, b)| f64::from(a - b).powi(2));
-    -10.0 * (squares.sum::<f64>() / a.data().len() as f64).log10()
-}
-
 #[test]
 fn pictures_equal_the_cpus_in_every_type() {
     let requests = [request(1, 64, 64), request(2, 64, 64)];
@@ -96,14 +88,14 @@ fn pictures_equal_the_cpus_in_every_type() {
 
 #[test]
 fn text_encoders_stay_with_the_host_where_the_card_has_no_room() {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/tiny-sdxl.safetensors");
+    let file = asset("tiny-sdxl.safetensors");
     let load = |budget| {
         let options = LoadOptions { compute_type: ComputeType::Full, budget };
         Pipeline::load_at(&Checkpoint::open(&file, card()).unwrap(), card(), options).unwrap()
     };
     let (roomy, tight) = (load(Some(2 << 30)), load(Some(1 << 30)));
     assert!(tight.weight_bytes() < roomy.weight_bytes());
-    let lora = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/lora-tinychan.safetensors");
+    let lora = asset("lora-tinychan.safetensors");
     let drawn = [&roomy, &tight].map(|pipeline| {
         let file = LoraFile::open(Arc::new(WeightFile::open(&lora).unwrap())).unwrap();
         let lora = Arc::new(pipeline.bind_lora(&file).unwrap());

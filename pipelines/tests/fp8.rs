@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 use candle_core::{Device, Tensor};
 use darkroom_models::{ComputeType, Computed};
 use darkroom_pipelines::{ImageRequest, Picture, Rounding};
-use guided::{Model, draw, relative_error, request};
+use guided::{Model, draw, psnr, relative_error, request};
 
 /// A picture is at least so close to the one without rounding, decibels; 34 was seen, and 13.6 between two seeds. The
 /// same bound holds for a picture in company against the same alone: where sums differ in their last bit, a code falls to
@@ -40,11 +40,6 @@ fn calm(seed: u64) -> ImageRequest {
 
 fn picture(model: &Model, latent: &Tensor) -> Picture {
     model.pipeline.decode(&[latent]).unwrap().remove(0)
-}
-
-fn psnr(a: &Picture, b: &Picture) -> f64 {
-    let squares = a.data().iter().zip(b.data()).map(|(a, b)| f64::from(a - b).powi(2));
-    -10.0 * (squares.sum::<f64>() / a.data().len() as f64).log10()
 }
 
 #[test]

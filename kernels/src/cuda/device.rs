@@ -180,17 +180,13 @@ pub(crate) fn libraries() -> Vec<Library> {
     // SAFETY: valid places to write the version to.
     let answer = unsafe { nvrtc::sys::nvrtcVersion(&raw mut major, &raw mut minor) }.result();
     let compiler = answer.map(|()| format!("{major}.{minor}")).map_err(|error| format!("{error:?}"));
+    let dotted = |version: usize| format!("{}.{}.{}", version / 10_000, version / 100 % 100, version % 100);
     // SAFETY: it takes nothing; 0 stands for a library that is not there.
     let blas = match unsafe { cublaslt::sys::cublasLtGetVersion() } {
-        version @ 10_000.. => Ok(format!("{}.{}.{}", version / 10_000, version / 100 % 100, version % 100)),
+        version @ 10_000.. => Ok(dotted(version)),
         _ => Err("not found".to_owned()),
     };
-    let cudnn = super::cudnn::cudnn()
-        .map(|found| {
-            let version = found.version;
-            format!("{}.{}.{}", version / 10_000, version / 100 % 100, version % 100)
-        })
-        .map_err(ToString::to_string);
+    let cudnn = super::cudnn::cudnn().map(|found| dotted(found.version)).map_err(ToString::to_string);
     vec![
         Library { name: "CUDA driver", version: driver, optional: false },
         Library { name: "NVRTC", version: compiler, optional: false },

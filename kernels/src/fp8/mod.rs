@@ -43,11 +43,16 @@ impl Fp8Weight {
             );
         };
         let (out, inner) = weight.dims2()?;
-        if out == 0 || inner == 0 || out % SIDE != 0 || inner % SIDE != 0 {
+        if !Self::takes(out, inner) {
             bail!("fp8: the sides of a weight {:?} are not multiples of {SIDE}", weight.shape());
         }
         let (values, scales) = quantize(weight, scaling)?;
         Ok(Self { values, scales })
+    }
+
+    /// Whether a weight of these sides can be held so.
+    pub fn takes(out: usize, inner: usize) -> bool {
+        out > 0 && inner > 0 && out.is_multiple_of(SIDE) && inner.is_multiple_of(SIDE)
     }
 
     /// The codes, `[out, in]` of `u8`.

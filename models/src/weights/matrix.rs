@@ -13,17 +13,6 @@ pub enum Matrix {
 }
 
 impl Matrix {
-    /// `weight` in 8 bits; as it is where its sides do not allow that.
-    ///
-    /// # Errors
-    /// When its device has no 8-bit products.
-    pub(super) fn in_eight_bits(weight: Tensor) -> Result<Self> {
-        match fits_eight_bits(weight.dims()) {
-            true => Fp8Weight::quantize(&weight).map(Self::EightBit),
-            false => Ok(Self::Plain(weight)),
-        }
-    }
-
     /// `x · weightᵀ (+ bias) (+ residual)`, `x: [rows of the batch, .., in]`.
     ///
     /// # Errors
@@ -52,11 +41,7 @@ impl Matrix {
     }
 }
 
-/// Whether a tensor of this shape is one that [`Matrix::in_eight_bits`] rounds; `[out, in, 1, 1]` counts as a matrix.
+/// Whether a tensor of this shape is a matrix that can be held in 8 bits; `[out, in, 1, 1]` counts as one.
 pub(super) fn fits_eight_bits(shape: &[usize]) -> bool {
-    const SIDE: usize = 16;
-    match shape {
-        [out, inner] | [out, inner, 1, 1] => out % SIDE == 0 && inner % SIDE == 0 && out * inner > 0,
-        _ => false,
-    }
+    matches!(shape, [out, inner] | [out, inner, 1, 1] if Fp8Weight::takes(*out, *inner))
 }

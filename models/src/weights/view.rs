@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{DType, Device, Tensor};
-use darkroom_kernels::Precision;
+use darkroom_kernels::{Fp8Weight, Precision};
 
 use super::copy::Order;
 use super::header::StoredType;
@@ -350,32 +350,20 @@ impl Weights {
                 self.take_with(name, shape, |tensor| self.converted(&tensor))?,
             )?));
         }
-        match self.claim(name)? {
-            Source::Kept(kept) => {
-                let shared = kept.eight_bit.clone();
-                let tensor = self.claim_kept(name, kept, KeptOrder::Canonical, shape)?;
-                // What a LoRA did not change is shared.
-                match shared {
-                    Some(weight) => Ok(Matrix::EightBit(weight)),
-                    None => Ok(Matrix::in_eight_bits(matrix(tensor.to_device(&self.device)?)?)?),
-                }
-            }
-            Source::Stored(stored) => {
-                let info = stored.file.info(&stored.name)?;
-                if stored.shape().as_deref() != Some(shape) {
-                    return Err(mismatch(&stored, info, shape));
-                }
-                // LoRAs are merged into what was rounded; the host has room for it.
-                let tensor = stored.read(info, shape, &Device::Cpu)?;
-                let weight = Matrix::in_eight_bits(matrix(tensor.to_device(&self.device)?)?)?;
-                let eight_bit = match &weight {
-                    Matrix::EightBit(weight) => Some(weight.clone()),
-                    Matrix::Plain(_) => None,
-                };
-                self.note_as(name, KeptTensor { tensor, eight_bit, order: KeptOrder::Canonical });
-                Ok(weight)
-            }
-        }
+        // What a LoRA did not change is shared.
+        let shared = match self.lock().get(&self.full(name)) {
+            Some(Source::Kept(kept)) => kept.eight_bit.clone(),
+            _ => None,
+        };
+        // LoRAs are merged into what was rounded; the host has room for it.
+        let tensor = self.on(&Device::Cpu).take(name, shape)?;
+        let weight = match shared {
+            Some(weight) => weight,
+            None => Fp8Weight::quantize(&matrix(tensor.to_device(&self.device)?)?)?,
+        };
+        let eight_bit = Some(weight.clone());
+        self.note_as(name, KeptTensor { tensor, eight_bit, order: KeptOrder::Canonical });
+        Ok(Matrix::EightBit(weight))
     }
 
     fn take_with(

@@ -3,8 +3,6 @@
 use candle_core::Device;
 use darkroom_models::{ComputeType, Precision};
 
-use super::{Parts, memory};
-
 /// Bytes that a step and the decoding of one picture are taken to need beside the weights: SDXL's at 1024² in 16 bits,
 /// the decoder by tiles.
 const ROOM: u64 = 1 << 30;
@@ -32,11 +30,10 @@ impl From<Precision> for LoadOptions {
 }
 
 impl LoadOptions {
-    /// Where the text encoders of `checkpoint` go if the rest goes to `device`.
-    pub(super) fn text_device(&self, checkpoint: &Parts<'_>, device: &Device) -> Device {
-        let all = memory::network_bytes(checkpoint, self.compute_type) + memory::text_bytes(checkpoint);
+    /// Where text encoders go if the rest goes to `device`, and all of it takes `bytes`.
+    pub(super) fn text_device(&self, bytes: u64, device: &Device) -> Device {
         match self.budget {
-            Some(budget) if all.saturating_add(ROOM) > budget && !device.is_cpu() => Device::Cpu,
+            Some(budget) if bytes.saturating_add(ROOM) > budget && !device.is_cpu() => Device::Cpu,
             _ => device.clone(),
         }
     }

@@ -205,3 +205,10 @@ pub(crate) fn mixed_requests(model: &Model) -> Vec<ImageRequest> {
         sampled(with(request("1girl, smile", 8, 5), Some(&both), vec![]), "dpmpp_sde", 1.0),
     ]
 }
+
+/// Peak signal-to-noise ratio of two pictures of one size, decibels; infinite for equal ones.
+pub(crate) fn psnr(a: &Picture, b: &Picture) -> f64 {
+    assert_eq!((a.width(), a.height()), (b.width(), b.height()));
+    let squares = a.data().iter().zip(b.data()).map(|(a, b)| f64::from(a - b).powi(2));
+    -10.0 * (squares.sum::<f64>() / a.data().len() as f64).log10()
+}
