@@ -17,6 +17,8 @@ pub enum Activation {
     Gelu,
     /// `x · sigmoid(1.702 x)`, as in OpenAI's CLIP
     QuickGelu,
+    /// `x · Φ(x)` by its tanh approximation (diffusion transformers)
+    GeluTanh,
 }
 
 #[cfg(feature = "cuda")]
@@ -28,6 +30,7 @@ impl Activation {
             Self::Silu => 1,
             Self::Gelu => 2,
             Self::QuickGelu => 3,
+            Self::GeluTanh => 4,
         }
     }
 }

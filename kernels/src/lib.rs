@@ -29,12 +29,16 @@ mod group_norm;
 mod layer_norm;
 mod linear;
 mod low_rank;
+mod modulation;
 mod precision;
 pub mod reference;
 mod replay;
 mod rgb;
+mod rms_norm;
+mod rotary;
 pub mod sampling;
 mod sinusoid;
+mod swiglu;
 mod upsample;
 
 pub use activation::{Activation, activate};
@@ -46,14 +50,20 @@ pub use candle_core::{Error, Result};
 pub use concat::concat_channels;
 pub use conv2d::{Conv2dGeometry, Padding, conv2d, conv2d_add, conv2d_at, conv2d_upsampled_2x};
 pub use device::multiplies_bf16;
-pub use fp8::{Fp8Scaling, Fp8Weight, fp8_scaling, linear_fp8, quantize as quantize_fp8, supports_fp8};
+pub use fp8::{
+    Fp8Scaling, Fp8Weight, fp8_scaling, linear_fp8, linear_widened, quantize as quantize_fp8, supports_fp8,
+};
 pub use geglu::geglu;
 pub use group_norm::{group_norm, group_norm_shifted};
 pub use layer_norm::{add_layer_norm, layer_norm};
 pub use linear::{linear, linear_add, linear_at};
 pub use low_rank::{LowRank, add_low_rank_to_rows};
+pub use modulation::{add_gated, modulated_layer_norm};
 pub use precision::{Precision, bf16_is_accelerated};
 pub use replay::Replays;
 pub use rgb::to_rgb8;
+pub use rms_norm::rms_norm;
+pub use rotary::{RotaryPairs, rotary};
 pub use sinusoid::sinusoid;
+pub use swiglu::swiglu;
 pub use upsample::upsample_nearest_2x;

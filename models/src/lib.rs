@@ -13,10 +13,13 @@ mod identity;
 mod layers;
 pub mod lora;
 pub mod matting;
+pub mod qwen_image;
+pub mod qwen_vl;
 pub mod tokenizer;
 pub mod unet;
 pub mod upscaler;
 pub mod vae;
+pub mod vae_qwen;
 pub mod weights;
 
 pub use arithmetic::{ComputeType, Computed};

@@ -37,6 +37,14 @@ pub(crate) fn quick_gelu<M: Arithmetic>(x: f32) -> f32 {
     x / (1.0 + exp::<M>(-1.702 * x))
 }
 
+/// `x · Φ(x)` by its tanh approximation: `x · sigmoid(2 √(2/π) (x + 0.044715 x³))`.
+#[inline(always)]
+pub(crate) fn gelu_tanh<M: Arithmetic>(x: f32) -> f32 {
+    const SLOPE: f32 = -1.595_769_1; // −2 √(2/π)
+    let cubic = M::multiply_add(0.044_715 * x * x, x, x);
+    x / (1.0 + exp::<M>(SLOPE * cubic))
+}
+
 /// `x · Φ(x)`, the exact GELU. `Φ` through the Chebyshev fit of the complementary error function in Numerical
 /// Recipes (§6.2), whose relative error is at most 1.2·10⁻⁷ everywhere, so the negative tail is right too.
 #[inline(always)]

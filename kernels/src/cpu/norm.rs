@@ -97,6 +97,7 @@ pub(crate) unsafe fn group_norm(
             Activation::Silu => vector::run(isa, Scale::<1> { x, mean, factor, bias, out }),
             Activation::Gelu => vector::run(isa, Scale::<2> { x, mean, factor, bias, out }),
             Activation::QuickGelu => vector::run(isa, Scale::<3> { x, mean, factor, bias, out }),
+            Activation::GeluTanh => vector::run(isa, Scale::<4> { x, mean, factor, bias, out }),
         }
     });
 }
@@ -156,7 +157,8 @@ fn activated<M: Arithmetic, const ACTIVATION: usize>(x: f32) -> f32 {
         0 => x,
         1 => math::silu::<M>(x),
         2 => math::gelu::<M>(x),
-        _ => math::quick_gelu::<M>(x),
+        3 => math::quick_gelu::<M>(x),
+        _ => math::gelu_tanh::<M>(x),
     }
 }
 

@@ -26,6 +26,7 @@ pub(crate) unsafe fn activate(isa: Isa, x: &[f32], activation: Activation, out: 
             Activation::Silu => vector::run(isa, Silu { x, out }),
             Activation::Gelu => vector::run(isa, Gelu { x, out }),
             Activation::QuickGelu => vector::run(isa, QuickGelu { x, out }),
+            Activation::GeluTanh => vector::run(isa, GeluTanh { x, out }),
         }
     });
 }
@@ -64,6 +65,11 @@ map!(
     /// See [`math::quick_gelu`].
     QuickGelu,
     quick_gelu
+);
+map!(
+    /// See [`math::gelu_tanh`].
+    GeluTanh,
+    gelu_tanh
 );
 
 /// Writes `x[.., ..c] · gelu(x[.., c..])` to `out`.

@@ -8,7 +8,7 @@ mod e4m3;
 
 use candle_core::{DType, Device, Result, Storage, Tensor, bail};
 
-use crate::linear;
+use crate::{Precision, linear, linear_add};
 
 /// How scales are shared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -47,6 +47,19 @@ impl Fp8Weight {
             bail!("fp8: the sides of a weight {:?} are not multiples of {SIDE}", weight.shape());
         }
         let (values, scales) = quantize(weight, scaling)?;
+        Ok(Self { values, scales })
+    }
+
+    /// Codes as they are in a file, `values: [out, in]` of `u8`, each standing for its number times `scale`.
+    ///
+    /// # Errors
+    /// When `values` is no matrix of `u8`.
+    pub fn from_codes(values: Tensor, scale: f32) -> Result<Self> {
+        values.dims2()?;
+        if values.dtype() != DType::U8 {
+            bail!("fp8: codes are u8, not {:?}", values.dtype());
+        }
+        let scales = Tensor::from_vec(vec![scale], 1, values.device())?;
         Ok(Self { values, scales })
     }
 
@@ -186,6 +199,22 @@ pub fn linear_fp8(
         sum = (sum + residual.to_dtype(DType::F32)?)?;
     }
     sum.to_dtype(x.dtype())
+}
+
+/// `x · weightᵀ + bias + residual` with `x` as it is: only the weight is in 8 bits. Shapes as [`linear_fp8`]'s; sides may be
+/// any.
+///
+/// # Errors
+/// When the shapes or types do not fit each other or `x` is empty.
+pub fn linear_widened(
+    x: &Tensor,
+    weight: &Fp8Weight,
+    bias: Option<&Tensor>,
+    residual: Option<&Tensor>,
+    precision: Precision,
+) -> Result<Tensor> {
+    let wide = weight.widened()?.to_device(x.device())?.to_dtype(x.dtype())?;
+    linear_add(x, &wide, bias, residual, precision)
 }
 
 /// The numbers that codes stand for, unscaled.

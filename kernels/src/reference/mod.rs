@@ -4,7 +4,7 @@
 
 use candle_core::{D, DType, Result, Tensor, bail};
 
-use crate::{Activation, AttentionMask, Conv2dGeometry};
+use crate::{Activation, AttentionMask, Conv2dGeometry, RotaryPairs};
 
 /// `x · weightᵀ + bias`; `x: [.., in]`, `weight: [out, in]`.
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
@@ -136,6 +136,62 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resul
         .to_dtype(dtype)
 }
 
+/// Root-mean-square normalisation over the last dimension, then `activation`.
+pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64, activation: Activation) -> Result<Tensor> {
+    let dtype = x.dtype();
+    let x = x.to_dtype(DType::F32)?;
+    let inverse = (x.sqr()?.mean_keepdim(D::Minus1)? + eps)?.sqrt()?.recip()?;
+    let y = x.broadcast_mul(&inverse)?.broadcast_mul(&weight.to_dtype(DType::F32)?)?;
+    activate(&y, activation)?.to_dtype(dtype)
+}
+
+/// Layer normalisation of `x: [b, n, c]` without weights, then `· (1 + scale) + shift`, `[b, c]` each.
+pub fn modulated_layer_norm(x: &Tensor, shift: &Tensor, scale: &Tensor, eps: f64) -> Result<Tensor> {
+    let dtype = x.dtype();
+    let x = x.to_dtype(DType::F32)?;
+    let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
+    let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
+    let row = |t: &Tensor| t.to_dtype(DType::F32)?.unsqueeze(1);
+    centred
+        .broadcast_div(&(variance + eps)?.sqrt()?)?
+        .broadcast_mul(&(row(scale)? + 1.0)?)?
+        .broadcast_add(&row(shift)?)?
+        .to_dtype(dtype)
+}
+
+/// `x + gate · y` with `x`, `y: [b, n, c]` and `gate: [b, c]`.
+pub fn add_gated(x: &Tensor, y: &Tensor, gate: &Tensor) -> Result<Tensor> {
+    let dtype = x.dtype();
+    let gated = y.to_dtype(DType::F32)?.broadcast_mul(&gate.to_dtype(DType::F32)?.unsqueeze(1)?)?;
+    (x.to_dtype(DType::F32)? + gated)?.to_dtype(dtype)
+}
+
+/// Rotary position embedding of `x: [b, n, heads · d]`; `cos`, `sin: [n, d/2]`.
+pub fn rotary(x: &Tensor, heads: usize, cos: &Tensor, sin: &Tensor, pairs: RotaryPairs) -> Result<Tensor> {
+    let dtype = x.dtype();
+    let (b, n, inner) = x.dims3()?;
+    let half = inner / heads / 2;
+    let (shape, pair) = match pairs {
+        RotaryPairs::Adjacent => ((b, n, heads, half, 2), D::Minus1),
+        RotaryPairs::Halves => ((b, n, heads, 2, half), D::Minus2),
+    };
+    let x = x.to_dtype(DType::F32)?.reshape(shape)?;
+    let first = x.narrow(pair, 0, 1)?.squeeze(pair)?;
+    let second = x.narrow(pair, 1, 1)?.squeeze(pair)?;
+    let angle = |t: &Tensor| t.to_dtype(DType::F32)?.reshape((1, n, 1, half));
+    let (cos, sin) = (angle(cos)?, angle(sin)?);
+    let turned_first = (first.broadcast_mul(&cos)? - second.broadcast_mul(&sin)?)?;
+    let turned_second = (second.broadcast_mul(&cos)? + first.broadcast_mul(&sin)?)?;
+    let at = if pairs == RotaryPairs::Adjacent { 4 } else { 3 };
+    Tensor::stack(&[turned_first, turned_second], at)?.reshape((b, n, inner))?.to_dtype(dtype)
+}
+
+/// `silu(gate) · value`.
+pub fn swiglu(gate: &Tensor, value: &Tensor) -> Result<Tensor> {
+    let dtype = gate.dtype();
+    (gate.to_dtype(DType::F32)?.silu()? * value.to_dtype(DType::F32)?)?.to_dtype(dtype)
+}
+
 /// Gated GELU: the first half times `gelu` (exact, erf) of the second; `[.., 2c] -> [.., c]`.
 pub fn geglu(x: &Tensor) -> Result<Tensor> {
     let c = x.dim(D::Minus1)? / 2;
@@ -209,6 +265,7 @@ pub fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
         Activation::Identity => Ok(x.clone()),
         Activation::Silu => x.silu(),
         Activation::Gelu => x.gelu_erf(),
+        Activation::GeluTanh => x.gelu(),
         Activation::QuickGelu => x * (x * 1.702)?.neg()?.exp()?.affine(1.0, 1.0)?.recip()?,
     }
 }

@@ -4,6 +4,7 @@
 //! Matrices and convolution kernels stay in their stored type; the small vectors (norms, biases) are widened to
 //! `f32` when they are loaded.
 
+mod blocks;
 mod conv2d;
 mod feed_forward;
 mod layout;
@@ -12,7 +13,9 @@ mod norm;
 mod resample;
 mod resize;
 mod resnet;
+mod rms_norm;
 
+pub(crate) use blocks::Blocks;
 pub(crate) use conv2d::Conv2d;
 pub(crate) use feed_forward::TwoLayerMlp;
 pub(crate) use layout::{channels_first, channels_last};
@@ -21,3 +24,4 @@ pub(crate) use norm::{GroupNorm, LayerNorm};
 pub(crate) use resample::{Downsampler, Upsampler};
 pub(crate) use resize::{Interpolation, resize};
 pub(crate) use resnet::ResnetBlock;
+pub(crate) use rms_norm::RmsNorm;

@@ -82,7 +82,7 @@ impl LayerNorm {
     }
 }
 
-fn no_low_rank(_: &Tensor, _: &[Factors<'_>]) -> candle_core::Result<()> {
+pub(super) fn no_low_rank(_: &Tensor, _: &[Factors<'_>]) -> candle_core::Result<()> {
     bail!("a norm's scale has no low-rank change")
 }
 

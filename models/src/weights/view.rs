@@ -127,6 +127,8 @@ pub struct Weights {
     /// Where tensors go.
     device: Device,
     arithmetic: Arithmetic,
+    /// Whether blocks of deep networks are read when their turn comes.
+    streamed: bool,
 }
 
 impl std::fmt::Debug for Weights {
@@ -149,7 +151,7 @@ impl Weights {
 
     fn over(origin: String, left: BTreeMap<String, Source>, device: Device, arithmetic: Arithmetic) -> Self {
         let shared = Shared { origin, left: Mutex::new(left), kept: Mutex::default() };
-        Self { shared: Arc::new(shared), prefix: String::new(), device, arithmetic }
+        Self { shared: Arc::new(shared), prefix: String::new(), device, arithmetic, streamed: false }
     }
 
     /// What a network took, to be taken once more.
@@ -207,6 +209,47 @@ impl Weights {
     /// The same view for a network on another device than the file was opened for.
     pub fn on(&self, device: &Device) -> Self {
         Self { device: device.clone(), ..self.clone() }
+    }
+
+    /// The same view for a network whose blocks are read from the file each time that their turn comes.
+    pub fn streaming(&self) -> Self {
+        Self { streamed: true, ..self.clone() }
+    }
+
+    /// Whether blocks are read when their turn comes.
+    pub(crate) fn is_streamed(&self) -> bool {
+        self.streamed
+    }
+
+    /// What is left in this scope, taken from the rest: a view of its own, to be [forked](Self::forked).
+    pub(crate) fn detached(&self) -> Self {
+        let mut left = self.lock();
+        let own: Vec<String> = left.keys().filter(|name| self.within(name).is_some()).cloned().collect();
+        let own = own.into_iter().filter_map(|name| left.remove_entry(&name)).collect();
+        drop(left);
+        let view = Self::over(self.shared.origin.clone(), own, self.device.clone(), self.arithmetic);
+        Self { prefix: self.prefix.clone(), ..view }
+    }
+
+    /// A view from which the same can be taken again.
+    pub(crate) fn forked(&self) -> Self {
+        let left = self.lock().clone();
+        let view = Self::over(self.shared.origin.clone(), left, self.device.clone(), self.arithmetic);
+        Self { prefix: self.prefix.clone(), ..view }
+    }
+
+    /// What is wrong with a tensor that is missing or of another shape than others of its kind.
+    pub(crate) fn misfit(
+        &self,
+        name: &str,
+        found: Option<Vec<usize>>,
+        expected: Option<Vec<usize>>,
+    ) -> WeightsError {
+        let (file, name) = (self.shared.origin.clone(), self.full(name));
+        match found {
+            None => WeightsError::Missing { file, name },
+            Some(found) => WeightsError::Shape { file, name, found, expected: expected.unwrap_or_default() },
+        }
     }
 
     /// The same view for layers of few rows, whose activations are `f32` and whose products are not rounded.

@@ -1,0 +1,1 @@
+//! Qwen-Image's autoencoder (diffusers' `AutoencoderKLQwenImage`), for single frames.
