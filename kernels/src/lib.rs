@@ -51,7 +51,8 @@ pub use concat::concat_channels;
 pub use conv2d::{Conv2dGeometry, Padding, conv2d, conv2d_add, conv2d_at, conv2d_upsampled_2x};
 pub use device::multiplies_bf16;
 pub use fp8::{
-    Fp8Scaling, Fp8Weight, fp8_scaling, linear_fp8, linear_widened, quantize as quantize_fp8, supports_fp8,
+    Fp8Scaling, Fp8Weight, fp8_scaling, linear_fp8, linear_widened, number_of_e4m3, quantize as quantize_fp8,
+    supports_fp8,
 };
 pub use geglu::geglu;
 pub use group_norm::{group_norm, group_norm_shifted};

@@ -29,7 +29,7 @@ pub(super) fn code(x: f32) -> u8 {
 }
 
 /// The number that `code` stands for.
-pub(super) fn number(code: u8) -> f32 {
+pub fn number(code: u8) -> f32 {
     let sign = if code & 0x80 == 0 { 1.0 } else { -1.0 };
     let (exponent, fraction) = (i32::from(code >> 3 & 15), f32::from(code & 7));
     match (exponent, code & 7) {

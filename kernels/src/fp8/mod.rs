@@ -10,6 +10,8 @@ use candle_core::{DType, Device, Result, Storage, Tensor, bail};
 
 use crate::{Precision, linear, linear_add};
 
+pub use e4m3::number as number_of_e4m3;
+
 /// How scales are shared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Fp8Scaling {
@@ -61,6 +63,22 @@ impl Fp8Weight {
         }
         let scales = Tensor::from_vec(vec![scale], 1, values.device())?;
         Ok(Self { values, scales })
+    }
+
+    /// The same with as many scales as products of 8 bits take on its device ([`fp8_scaling`]).
+    ///
+    /// # Errors
+    /// When the device has no such products.
+    pub fn spread(&self) -> Result<Self> {
+        let out = self.values.dim(0)?;
+        match fp8_scaling(self.values.device())? {
+            Some(Fp8Scaling::Row) if self.scales.elem_count() != out => {
+                let scales = self.scales.broadcast_as(out)?.contiguous()?;
+                Ok(Self { values: self.values.clone(), scales })
+            }
+            Some(_) => Ok(self.clone()),
+            None => bail!("this card has no 8-bit matrix products (Ada, Hopper and later have)"),
+        }
     }
 
     /// Whether a weight of these sides can be held so.

@@ -66,6 +66,19 @@ impl Element for u16 {
     }
 }
 
+/// Codes of `F8E4M3`, whose only value that is no number has all bits but the sign set: that is its exponent mask.
+impl Element for u8 {
+    const BYTES: usize = 1;
+
+    fn decode(bytes: &[u8]) -> Self {
+        bytes.first().copied().unwrap_or(0)
+    }
+
+    fn bits(self) -> u32 {
+        u32::from(self)
+    }
+}
+
 /// The elements of `source` in `order`, or the index (as stored) of the first that is not finite. `exponent` has
 /// the element type's exponent bits set. `done` hears of ranges of `source` that will not be read again.
 pub(super) fn copy<E: Element>(

@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
+use darkroom_kernels::number_of_e4m3;
 use half::vec::HalfBitsVecExt;
 use half::{bf16, f16};
 use memmap2::Mmap;
@@ -20,6 +21,7 @@ use super::{Header, StoredType, TensorInfo, WeightsError, sparse};
 const F32_EXPONENT: u32 = 0x7f80_0000;
 const F16_EXPONENT: u32 = 0x7c00;
 const BF16_EXPONENT: u32 = 0x7f80;
+const F8E4M3_NAN: u32 = 0x7f;
 
 /// Bytes on either side of a page that Linux maps along with it (`fault_around_bytes`' default).
 #[cfg(unix)]
@@ -201,6 +203,11 @@ impl WeightFile {
                 let bits = self.elements::<u16>(name, info, rows, order, BF16_EXPONENT)?;
                 Tensor::from_vec(bits.reinterpret_into::<bf16>(), shape, device)
             }
+            StoredType::F8E4M3 => {
+                let codes = self.elements::<u8>(name, info, rows, order, F8E4M3_NAN)?;
+                let wide = codes.into_iter().map(|code| bf16::from_f32(number_of_e4m3(code)));
+                Tensor::from_vec(wide.collect::<Vec<_>>(), shape, device)
+            }
             other => {
                 return Err(WeightsError::Type {
                     file: self.name.clone(),
@@ -210,6 +217,20 @@ impl WeightFile {
             }
         };
         Ok(tensor?)
+    }
+
+    /// The codes of a tensor that is stored as `F8E4M3`, of `u8`. The caller answers for that and as for [`Self::read`].
+    pub(super) fn read_codes(
+        &self,
+        name: &str,
+        info: &TensorInfo,
+        rows: Option<Range<usize>>,
+        order: Order,
+        shape: &[usize],
+        device: &Device,
+    ) -> Result<Tensor, WeightsError> {
+        let codes = self.elements::<u8>(name, info, rows, order, F8E4M3_NAN)?;
+        Ok(Tensor::from_vec(codes, shape, device)?)
     }
 
     fn elements<E: Element>(

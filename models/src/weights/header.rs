@@ -33,7 +33,7 @@ pub enum StoredType {
     F16,
     /// bfloat16.
     BF16,
-    /// Eight bits, four of them exponent: recognised, not yet computed with.
+    /// Eight bits, four of them exponent: weights that are widened when they are multiplied, or multiplied as they are.
     F8E4M3,
     /// Eight bits, five of them exponent: recognised, not yet computed with.
     F8E5M2,

@@ -21,7 +21,8 @@ pub enum KeptOrder {
 /// rounded to that), in the order that the network wants.
 #[derive(Debug, Clone)]
 pub struct KeptTensor {
-    /// In its stored type, or the network's. Of a matrix in 8 bits: what was rounded, in the host's memory.
+    /// In its stored type, or the network's. Of a matrix in 8 bits: what was rounded, in the host's memory, or the codes
+    /// of the file (`u8`) where it is stored so.
     pub tensor: Tensor,
     /// What the network holds instead, where that is in 8 bits.
     pub(super) eight_bit: Option<Fp8Weight>,
@@ -41,6 +42,11 @@ impl KeptTensor {
     /// Whether the network holds it in 8 bits.
     pub fn is_eight_bit(&self) -> bool {
         self.eight_bit.is_some()
+    }
+
+    /// Whether it was in 8 bits in the file already.
+    pub(super) fn is_stored_eight_bit(&self) -> bool {
+        self.eight_bit.is_some() && self.tensor.dtype() == DType::U8
     }
 
     /// Bytes that the network holds.
@@ -95,6 +101,11 @@ impl Kept {
     /// The type that the network's activations have, and what is added to its weights beside them.
     pub fn activations(&self) -> DType {
         self.arithmetic.activations
+    }
+
+    /// Whether any tensor was in 8 bits in the file already: LoRAs cannot be merged into it.
+    pub fn is_stored_eight_bit(&self) -> bool {
+        self.tensors.values().any(KeptTensor::is_stored_eight_bit)
     }
 
     /// What the network's products are formed in.

@@ -1,15 +1,17 @@
 //! A linear layer's weight as its products take it. Between the weight views and the layers.
 
 use candle_core::{Result, Tensor};
-use darkroom_kernels::{Fp8Scaling, Fp8Weight, Precision, linear_add, linear_fp8};
+use darkroom_kernels::{Fp8Scaling, Fp8Weight, Precision, linear_add, linear_fp8, linear_widened};
 
 /// `[out, in]`
 #[derive(Debug, Clone)]
 pub enum Matrix {
     /// In a type that candle has.
     Plain(Tensor),
-    /// In 8 bits, with scales.
+    /// In 8 bits, with scales; activations are rounded to 8 bits as well.
     EightBit(Fp8Weight),
+    /// In 8 bits, with a scale; widened where it is multiplied.
+    Widened(Fp8Weight),
 }
 
 impl Matrix {
@@ -26,6 +28,7 @@ impl Matrix {
     ) -> Result<Tensor> {
         let weight = match self {
             Self::Plain(weight) => return linear_add(x, weight, bias, residual, precision),
+            Self::Widened(weight) => return linear_widened(x, weight, bias, residual, precision),
             Self::EightBit(weight) => weight,
         };
         let rows = x.dim(0)?;

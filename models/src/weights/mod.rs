@@ -16,6 +16,7 @@ pub use file::WeightFile;
 pub use header::{Header, MAX_HEADER_BYTES, MAX_RANK, MAX_TENSORS, Storage, StoredType, TensorInfo};
 pub use kept::{Kept, KeptOrder, KeptTensor};
 pub use matrix::Matrix;
+pub(crate) use view::is_scale;
 pub use view::{Stored, Transform, Weights};
 
 /// What is wrong with a weight file or with what it holds.
@@ -69,7 +70,7 @@ pub enum WeightsError {
         expected: Vec<usize>,
     },
     /// A tensor is stored in a type that no network computes with.
-    #[error("{file}: tensor '{name}' is stored as {found}; f32, f16 or bf16 is needed")]
+    #[error("{file}: tensor '{name}' is stored as {found}; f32, f16, bf16 or f8_e4m3 is needed")]
     Type {
         /// Where it is.
         file: String,

@@ -60,16 +60,60 @@ impl Stored {
         }
     }
 
+    /// In the stored type; in `bf16` of what is stored in 8 bits without a scale, in `f32` with one.
     fn read(&self, info: &TensorInfo, shape: &[usize], device: &Device) -> Result<Tensor, WeightsError> {
-        let (rows, order): (Option<Range<usize>>, Order) = match (&self.transform, info.shape.as_slice()) {
+        let (rows, order) = self.selection(info);
+        let tensor = self.file.read(&self.name, info, rows, order, shape, device)?;
+        match self.scale(info)? {
+            Some(scale) => Ok(tensor.to_dtype(DType::F32)?.affine(scale.into(), 0.0)?),
+            None => Ok(tensor),
+        }
+    }
+
+    /// A matrix that is stored in 8 bits, as it is.
+    fn read_eight_bit(
+        &self,
+        info: &TensorInfo,
+        shape: &[usize],
+        device: &Device,
+    ) -> Result<Fp8Weight, WeightsError> {
+        let (rows, order) = self.selection(info);
+        let codes = self.file.read_codes(&self.name, info, rows, order, shape, device)?;
+        let scale = self.scale(info)?.unwrap_or(1.0);
+        Ok(Fp8Weight::from_codes(codes.flatten_from(1)?, scale)?)
+    }
+
+    fn selection(&self, info: &TensorInfo) -> (Option<Range<usize>>, Order) {
+        match (&self.transform, info.shape.as_slice()) {
             (Transform::Transpose, [rows, columns]) => {
                 (None, Order::Transposed { rows: *rows, columns: *columns })
             }
             (Transform::Rows { start, len }, _) => (Some(*start..start + len), Order::Stored),
             _ => (None, Order::Stored),
-        };
-        self.file.read(&self.name, info, rows, order, shape, device)
+        }
     }
+
+    /// What numbers that are stored in 8 bits are multiplied by, where the file says so.
+    fn scale(&self, info: &TensorInfo) -> Result<Option<f32>, WeightsError> {
+        if info.dtype != StoredType::F8E4M3 {
+            return Ok(None);
+        }
+        let tensors = &self.file.header().tensors;
+        let named = SCALES.iter().find_map(|scale| {
+            let layer = self.name.strip_suffix("weight")?;
+            tensors.get_key_value(&format!("{layer}{scale}"))
+        });
+        named.map(|(name, _)| Ok(self.file.scalar(name)? as f32)).transpose()
+    }
+}
+
+/// What the scale of `weight` is called beside it: in files for ComfyUI, before and after its format had a name.
+const SCALES: [&str; 2] = ["scale_weight", "weight_scale"];
+
+/// Whether a stored name is that of a scale or of a mark of weights in 8 bits, which belong to other tensors.
+pub(crate) fn is_scale(name: &str) -> bool {
+    let last = name.rsplit('.').next().unwrap_or(name);
+    SCALES.contains(&last) || matches!(last, "scale_input" | "input_scale" | "scaled_fp8" | "comfy_quant")
 }
 
 /// A tensor that nothing took yet.
@@ -93,10 +137,30 @@ impl Source {
             Self::Stored(stored) => match stored.file.info(&stored.name).ok()?.dtype {
                 StoredType::F32 => Some(DType::F32),
                 StoredType::F16 => Some(DType::F16),
-                StoredType::BF16 => Some(DType::BF16),
+                // Numbers of 8 bits are widened to this without loss.
+                StoredType::BF16 | StoredType::F8E4M3 => Some(DType::BF16),
                 _ => None,
             },
             Self::Kept(kept) => Some(kept.tensor.dtype()),
+        }
+    }
+
+    /// Whether its codes come from the file.
+    fn is_stored_eight_bit(&self) -> bool {
+        match self {
+            Self::Stored(_) => self.is_eight_bit_matrix(),
+            Self::Kept(kept) => kept.is_stored_eight_bit(),
+        }
+    }
+
+    /// Whether it is a matrix that is stored in 8 bits.
+    fn is_eight_bit_matrix(&self) -> bool {
+        match self {
+            Self::Stored(stored) => {
+                stored.file.info(&stored.name).is_ok_and(|info| info.dtype == StoredType::F8E4M3)
+                    && stored.shape().is_some_and(|shape| matches!(shape[..], [_, _] | [_, _, 1, 1]))
+            }
+            Self::Kept(kept) => kept.is_eight_bit(),
         }
     }
 
@@ -309,6 +373,9 @@ impl Weights {
         let bytes = |source: &Source| {
             let stored = source.bytes()?;
             let Some(from) = source.dtype() else { return Some(stored) };
+            if source.is_eight_bit_matrix() {
+                return Some(stored);
+            }
             let eight_bit = self.arithmetic.held == Held::EightBit
                 && source.shape().is_some_and(|shape| fits_eight_bits(&shape));
             let to = self.arithmetic.kernel_type(&self.device, from).size_in_bytes();
@@ -388,6 +455,10 @@ impl Weights {
     pub fn take_matrix(&self, name: &str, shape: &[usize]) -> Result<Matrix, WeightsError> {
         let (out, inner) = (shape.first().copied().unwrap_or(0), shape.get(1).copied().unwrap_or(0));
         let matrix = |tensor: Tensor| tensor.reshape((out, inner));
+        let stored_so = self.lock().get(&self.full(name)).is_some_and(Source::is_stored_eight_bit);
+        if stored_so {
+            return self.take_stored_eight_bit(name, shape);
+        }
         if self.arithmetic.held != Held::EightBit || !fits_eight_bits(shape) {
             return Ok(Matrix::Plain(matrix(
                 self.take_with(name, shape, |tensor| self.converted(&tensor))?,
@@ -407,6 +478,29 @@ impl Weights {
         let eight_bit = Some(weight.clone());
         self.note_as(name, KeptTensor { tensor, eight_bit, order: KeptOrder::Canonical });
         Ok(Matrix::EightBit(weight))
+    }
+
+    /// A matrix that is stored in 8 bits: multiplied as it is where the network computes so, else widened in its products.
+    fn take_stored_eight_bit(&self, name: &str, shape: &[usize]) -> Result<Matrix, WeightsError> {
+        let weight = match self.claim(name)? {
+            Source::Kept(KeptTensor { eight_bit: Some(weight), .. }) => weight,
+            Source::Kept(kept) => return Ok(Matrix::Plain(kept.tensor)),
+            Source::Stored(stored) => {
+                let info = stored.file.info(&stored.name)?;
+                if stored.shape().as_deref() != Some(shape) {
+                    return Err(mismatch(&stored, info, shape));
+                }
+                stored.read_eight_bit(info, shape, &self.device)?
+            }
+        };
+        let tensor = weight.values().reshape(shape)?;
+        self.note_as(
+            name,
+            KeptTensor { tensor, eight_bit: Some(weight.clone()), order: KeptOrder::Canonical },
+        );
+        // A CPU only imitates products of 8 bits.
+        let whole = self.arithmetic.held == Held::EightBit && fits_eight_bits(shape) && self.device.is_cuda();
+        Ok(if whole { Matrix::EightBit(weight.spread()?) } else { Matrix::Widened(weight) })
     }
 
     fn take_with(
