@@ -42,6 +42,8 @@ pub enum Range {
     Half,
     /// Beyond it: SDXL's VAE decoder. `bf16` reaches as far as `f32`.
     Wide,
+    /// Beyond it, in a network whose linear layers may be held in 8 bits: Qwen-Image's transformer.
+    WideTransformer,
 }
 
 /// What matrices and convolution kernels are held in.
@@ -137,7 +139,7 @@ impl Arithmetic {
 impl ComputeType {
     /// What a network whose weights are mostly `stored` computes in on `device`.
     pub fn on(self, device: &Device, stored: DType, range: Range) -> Arithmetic {
-        let eight_bit = self == Self::Fp8 && range == Range::Half;
+        let eight_bit = self == Self::Fp8 && range != Range::Wide;
         if !device.is_cuda() {
             let products = if self == Self::Bf16 { Precision::Bf16 } else { Precision::Full };
             let held = if eight_bit { Held::EightBit } else { Held::Stored };
@@ -155,9 +157,9 @@ impl ComputeType {
             (Self::Bf16 | Self::Auto | Self::Fp8, _) => DType::BF16,
         };
         match (wanted, range) {
-            (DType::F16, Range::Wide) if has_bf16 => DType::BF16,
-            (DType::F16, Range::Wide) => DType::F32,
-            (DType::BF16, Range::Wide) if !has_bf16 => DType::F32,
+            (DType::F16, Range::Wide | Range::WideTransformer) if has_bf16 => DType::BF16,
+            (DType::F16, Range::Wide | Range::WideTransformer) => DType::F32,
+            (DType::BF16, Range::Wide | Range::WideTransformer) if !has_bf16 => DType::F32,
             (DType::BF16, Range::Half) if !has_bf16 => DType::F16,
             (wanted, _) => wanted,
         }

@@ -7,38 +7,40 @@
 //! With step caching, rows that run the whole network and rows that run its outer part go in a call each.
 
 mod controls;
+mod qwen_image;
+mod unet;
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 use darkroom_models::adapter::Adapters;
-use darkroom_models::unet::{FreeU, FreeUScales, Steering, UNet2DConditionModel, UNetInput};
+use darkroom_models::unet::FreeUScales;
 
 use crate::PipelineError;
 use crate::condition::{Cells, Placed};
-use crate::conditioning::pad_contexts;
 use crate::lora::LoraSet;
+use crate::network::Network;
 use crate::sample::{Evaluation, Sample};
 use crate::schedule::ModelSampling;
 use crate::step_cache::Pass;
 
 /// A network and its noise schedule: what turns noisy latents into denoised ones.
-pub struct Denoiser<'a> {
+pub(crate) struct Denoiser<'a> {
     /// The network.
-    pub unet: &'a UNet2DConditionModel,
+    pub(crate) network: &'a Network,
     /// Its noise schedule and prediction type, for samples that have no others.
-    pub sampling: &'a ModelSampling,
+    pub(crate) sampling: &'a ModelSampling,
     /// Where it lives.
-    pub device: &'a Device,
+    pub(crate) device: &'a Device,
     /// The LoRAs that are in the network's weights.
-    pub merged: Option<&'a LoraSet>,
+    pub(crate) merged: Option<&'a LoraSet>,
 }
 
 /// What a step put through networks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct StepWork {
-    /// Calls of the UNet.
+    /// Calls of the denoising network.
     pub calls: usize,
     /// Rows that went through all of it.
     pub whole_rows: usize,
@@ -79,7 +81,7 @@ struct CallKind<'r> {
 
 /// What one call gave.
 struct Output {
-    /// `[rows, 4, h, w]`.
+    /// `[rows, channels, h, w]`.
     predictions: Tensor,
     /// Copies of what its rows keep.
     kept: Vec<Option<Tensor>>,
@@ -91,7 +93,7 @@ impl Denoiser<'_> {
     ///
     /// Parts of latents, which conditions with areas have, go through the network in calls of their own, one for each
     /// shape. No call has more rows than two for each sample, so that what a call takes is known beforehand.
-    pub fn step(&self, batch: &mut [&mut Sample]) -> Result<StepWork, PipelineError> {
+    pub(crate) fn step(&self, batch: &mut [&mut Sample]) -> Result<StepWork, PipelineError> {
         let mut work = StepWork::default();
         batch.iter_mut().for_each(|sample| sample.drop_stale_features());
         let mut evaluations: Vec<(usize, Evaluation)> = Vec::with_capacity(batch.len());
@@ -203,101 +205,11 @@ impl Denoiser<'_> {
 
     /// One network call, of the whole network or of what is above skip `branch`.
     fn evaluate(&self, rows: &[&Row<'_>], branch: Option<usize>) -> Result<Output, PipelineError> {
-        let latents = rows
-            .iter()
-            .map(|row| row.sampling.scale_input(&row.latent, row.sigma))
-            .collect::<candle_core::Result<Vec<_>>>()?;
-        let timesteps: Vec<f32> = rows.iter().map(|row| row.sampling.timestep(row.sigma)).collect();
-        let contexts: Vec<&Tensor> = rows.iter().map(|row| &row.placed.text.context).collect();
-        let (context, context_lengths) = pad_contexts(&contexts)?;
-        let pooled: Vec<&Tensor> = rows.iter().filter_map(|row| row.placed.text.pooled.as_ref()).collect();
-        let sizes: Vec<f32> = rows.iter().filter_map(|row| row.placed.size_ids).flatten().collect();
-        let free_u: Vec<(usize, FreeUScales)> = rows
-            .iter()
-            .enumerate()
-            .flat_map(|(i, row)| row.free_u.iter().map(move |scales| (i, *scales)))
-            .collect();
-
-        let latent = Tensor::stack(&latents, 0)?;
-        let timesteps = Tensor::from_vec(timesteps, rows.len(), self.device)?;
-        let pooled = if pooled.is_empty() { None } else { Some(Tensor::stack(&pooled, 0)?) };
-        let size_ids = if sizes.is_empty() {
-            None
-        } else {
-            Some(Tensor::from_vec(sizes, (rows.len(), 6), self.device)?)
-        };
-        let input = UNetInput {
-            latent: &latent,
-            timesteps: &timesteps,
-            context: &context,
-            context_lengths: context_lengths.as_deref(),
-            pooled: pooled.as_ref(),
-            size_ids: size_ids.as_ref(),
-            adapters: &adapters(rows),
-        };
-        let calls = controls::calls(rows.iter().map(|row| (row.sigma, row.placed.controls.as_slice())));
-        let control_rows = calls.iter().map(controls::Call::rows).sum();
-        let prepared = calls.iter().map(|call| call.prepare(rows.len(), self.device));
-        let controls = prepared.collect::<candle_core::Result<Vec<_>>>()?;
-        let mut kept: Vec<Option<Tensor>> = vec![None; rows.len()];
-        let keeps = |row: &&Row<'_>| matches!(row.pass, Pass::Whole { keep: Some(_) });
-        let plain = free_u.is_empty() && !rows.iter().any(keeps);
-        let predictions = match branch {
-            None if plain => self.unet.forward_replayed(
-                &input,
-                &Steering {
-                    key: controls.iter().map(controls::Prepared::key).collect(),
-                    tensors: controls.iter().flat_map(controls::Prepared::tensors).collect(),
-                    adjust: &|features, input, tensors| {
-                        let mut tensors = tensors.iter();
-                        controls.iter().try_for_each(|call| call.over(&mut tensors)?.add_to(features, input))
-                    },
-                },
-            )?,
-            None => self.unet.forward_observed(
-                &input,
-                &FreeU::new(free_u),
-                |features| controls.iter().try_for_each(|call| call.add_to(features, &input)),
-                |skip, below| keep(rows, skip, below, &mut kept),
-            )?,
-            Some(branch) => {
-                let below = stacked_features(rows, !free_u.is_empty())?;
-                self.unet.forward_shallow(&input, &FreeU::new(free_u), branch, below, |features| {
-                    controls.iter().try_for_each(|call| call.add_to_shallow(features, &input))
-                })?
-            }
-        };
-        Ok(Output { predictions, kept, control_rows })
-    }
-}
-
-/// Copies what rows are to keep of what comes from below at a skip.
-fn keep(
-    rows: &[&Row<'_>],
-    skip: usize,
-    below: &Tensor,
-    kept: &mut [Option<Tensor>],
-) -> candle_core::Result<()> {
-    for (i, (row, kept)) in rows.iter().zip(kept).enumerate() {
-        if matches!(row.pass, Pass::Whole { keep: Some(wanted) } if wanted == skip) {
-            *kept = Some(below.get(i)?.force_contiguous()?);
+        match self.network {
+            Network::UNet(unet) => unet::evaluate(unet, rows, branch, self.device),
+            Network::QwenImage(transformer) => qwen_image::evaluate(transformer, rows, self.device),
         }
     }
-    Ok(())
-}
-
-/// Kept features of the rows of a shallow call, `[rows, h, w, c]`; `own`: in memory of its own whatever happens.
-fn stacked_features(rows: &[&Row<'_>], own: bool) -> candle_core::Result<Tensor> {
-    let kept: Vec<&Tensor> = rows
-        .iter()
-        .filter_map(|row| match row.pass {
-            Pass::Shallow { below, .. } => Some(below),
-            Pass::Whole { .. } => None,
-        })
-        .collect();
-    let stacked = Tensor::stack(&kept, 0)?;
-    // The stack of one tensor is that tensor.
-    if own && kept.len() == 1 { stacked.force_contiguous() } else { Ok(stacked) }
 }
 
 /// Which rows have which LoRAs.

@@ -1,6 +1,6 @@
 //! What can go wrong between a request and a picture.
 
-use darkroom_models::checkpoint::{CheckpointError, Part};
+use darkroom_models::checkpoint::{CheckpointError, ModelKind, Part};
 use darkroom_models::weights::WeightsError;
 
 use crate::prompt::PromptError;
@@ -52,6 +52,25 @@ pub enum PipelineError {
         origin: String,
         /// What is missing.
         part: Part,
+    },
+    /// The text encoder has no tokenizer beside it.
+    #[error(
+        "{origin}: it has no tokenizer: put Qwen2.5-VL's tokenizer.json (or vocab.json and merges.txt) beside the text \
+         encoder's file, or name it with --tokenizer"
+    )]
+    NoTokenizer {
+        /// The file or folder.
+        origin: String,
+    },
+    /// The model's network cannot do what was asked.
+    #[error("{origin} is {kind}: {what} are not for it")]
+    Unsupported {
+        /// The file or folder.
+        origin: String,
+        /// What it is.
+        kind: ModelKind,
+        /// What was asked.
+        what: &'static str,
     },
     /// There is less memory than the weights take.
     #[error("{origin}: it has {} MiB of weights; the memory budget is {} MiB", bytes >> 20, budget >> 20)]

@@ -30,6 +30,9 @@ pub(crate) struct Guidance {
     pub(crate) interval: Option<RangeInclusive<f32>>,
     /// How far the result's spread is brought back to that of the prompt's (Lin et al. 2024, section 3.4).
     pub(crate) rescale: Option<f64>,
+    /// Whether each token's guided velocity is brought back to the length of the prompt's, as diffusers does for
+    /// Qwen-Image.
+    pub(crate) velocity_norm: bool,
     /// What it is drawn with beside the model.
     pub(crate) loras: Option<Arc<LoraSet>>,
     /// What the network's output is taken for, where it is not the model's own choice.
@@ -84,6 +87,8 @@ impl Guidance {
             cond.clone()
         } else if let Some(multiplier) = self.rescale {
             rescaled(x, sigma, &cond, &uncond, self.scale, multiplier)?
+        } else if self.velocity_norm {
+            normed_velocity(x, sigma, &cond, &uncond, self.scale)?
         } else {
             guide(&cond, &uncond, self.scale)?
         };
@@ -159,6 +164,34 @@ fn rescaled(
     let factor = ratio.affine(multiplier, 1.0 - multiplier)?;
     let velocity = guided.broadcast_mul(&factor)?;
     kept - velocity.affine(f64::from(sigma / variance.sqrt()), 0.0)?
+}
+
+/// Guidance on velocities, of which each token's, a patch of two by two cells with all channels, is then as long as the
+/// prompt's.
+fn normed_velocity(
+    x: &Tensor,
+    sigma: f32,
+    cond: &Tensor,
+    uncond: &Tensor,
+    scale: f64,
+) -> candle_core::Result<Tensor> {
+    const PATCH: usize = 2;
+    let (channels, height, width) = x.dims3()?;
+    let (rows, columns) = (height.div_ceil(PATCH), width.div_ceil(PATCH));
+    let velocity = |denoised: &Tensor| (x - denoised)?.affine(f64::from(1.0 / sigma), 0.0);
+    let length = |velocity: &Tensor| {
+        let whole = velocity.sqr()?.pad_with_zeros(1, 0, rows * PATCH - height)?;
+        let whole = whole.pad_with_zeros(2, 0, columns * PATCH - width)?;
+        let patches = whole.reshape((channels, rows, PATCH, columns, PATCH))?;
+        // Never quite nothing, for the quotient.
+        patches.sum_keepdim(0)?.sum_keepdim(2)?.sum_keepdim(4)?.sqrt()?.affine(1.0, 1e-30)
+    };
+    let (cond, uncond) = (velocity(cond)?, velocity(uncond)?);
+    let guided = guide(&cond, &uncond, scale)?;
+    let ratio = (length(&cond)? / length(&guided)?)?.broadcast_as((1, rows, PATCH, columns, PATCH))?;
+    let ratio = ratio.reshape((1, rows * PATCH, columns * PATCH))?;
+    let ratio = ratio.narrow(1, 0, height)?.narrow(2, 0, width)?;
+    x - guided.broadcast_mul(&ratio)?.affine(f64::from(sigma), 0.0)?
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //! Sits above `darkroom-models` (networks and weights) and below the program. No devices are chosen here and
 //! no file formats are known: requests and pictures go in, pictures come out.
 
+mod autoencoder;
 pub mod background;
 mod condition;
 mod conditioning;
@@ -13,6 +14,7 @@ mod error;
 mod guidance;
 mod latent_request;
 mod lora;
+mod network;
 pub mod noise;
 pub mod pack;
 mod picture;
@@ -27,19 +29,21 @@ pub mod sampler;
 pub mod schedule;
 mod speed;
 mod step_cache;
+mod text_encoders;
 
 pub use condition::{Area, Condition, ConditionMask, MAX_CONDITIONS};
 pub use conditioning::Conditioning;
 pub use control::Control;
-pub use denoise::{Denoiser, StepWork};
+pub use denoise::StepWork;
 pub use error::PipelineError;
 pub use latent_request::{LatentNoise, LatentRequest};
 pub use lora::{LoraSet, StackedLora};
 pub use picture::{Mask, Picture};
 pub use pipeline::{
-    LoadOptions, Pipeline, PromptText, RequestPrompts, Rounding, SourceLatent, StepReport, WantedPrompt,
+    LoadOptions, MemoryPlan, Pipeline, Placement, PlannedPart, PromptText, RequestPrompts, Rounding,
+    SourceLatent, StepReport, WantedPrompt,
 };
 pub use preview::LatentPreview;
-pub use request::{ImageRequest, InpaintMode, Limits, PIXELS_PER_CELL, Source};
+pub use request::{FlowShift, ImageRequest, InpaintMode, Limits, PIXELS_PER_CELL, Source};
 pub use sample::Sample;
 pub use speed::{GuidanceInterval, MAX_CACHE_BRANCH, MAX_CACHE_INTERVAL, Speed, StepCache};

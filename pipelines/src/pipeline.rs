@@ -3,49 +3,46 @@
 //! The stages are separate calls so that a scheduler can batch each over many requests; [`Pipeline::denoise`]
 //! is the simplest such scheduler, enough for one caller with a list of requests.
 
+mod encode;
 mod latent;
+mod load;
 mod loras;
 mod memory;
 mod options;
+mod plan;
 mod text;
 mod vae;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor};
 use darkroom_models::ComputeType;
-use darkroom_models::adapter::NetworkAdapter;
-use darkroom_models::arithmetic::Range;
-use darkroom_models::checkpoint::{
-    Checkpoint, CheckpointParts, Component, ModelKind, Part, Prediction as CheckpointPrediction,
-    PredictionType,
-};
-use darkroom_models::clip::{ClipTextConfig, ClipTextEncoder, HiddenLayer};
-use darkroom_models::tokenizer::ClipTokenizer;
-use darkroom_models::unet::{UNet2DConditionModel, UNetConfig};
-use darkroom_models::vae::{AutoencoderKl, VaeConfig};
-use darkroom_models::weights::Kept;
+use darkroom_models::checkpoint::{ModelKind, Part};
+use darkroom_models::clip::HiddenLayer;
+use darkroom_models::unet::UNet2DConditionModel;
 
 use crate::PipelineError;
+use crate::autoencoder::{Autoencoder, LatentFormat};
 use crate::condition::Placed;
 use crate::conditioning::{self, Conditioning};
 use crate::control::ActiveControl;
 use crate::denoise::{Denoiser, StepWork};
 use crate::guidance::Guidance;
 use crate::lora::LoraSet;
+use crate::network::Network;
 use crate::noise::initial_noise;
 use crate::picture::{Mask, Picture};
 use crate::prompt::EmbeddingSource;
 use crate::request::{ImageRequest, InpaintMode, Limits, PIXELS_PER_CELL, Source};
 use crate::sample::Sample;
-use crate::schedule::{self, ModelSampling, Prediction};
-use latent::Run;
+use crate::schedule::ModelSampling;
+use crate::text_encoders::TextEncoders;
+use latent::{FlowRun, Run};
 use loras::KeptWeights;
 pub use loras::Rounding;
 pub use options::LoadOptions;
-use text::Side;
+pub use plan::{MemoryPlan, Placement, PlannedPart};
 
 /// A text-to-image model, resident and ready. Cloning one shares its weights.
 #[derive(Clone)]
@@ -54,18 +51,16 @@ pub struct Pipeline {
     device: Device,
     /// Where the VAE is: the same device, but decoding goes on beside denoising there.
     vae_device: Device,
-    tokenizer: Arc<ClipTokenizer>,
     /// The file or folder, for errors.
     origin: Arc<str>,
-    clip_l: Option<ClipTextEncoder>,
-    clip_g: Option<ClipTextEncoder>,
-    unet: Option<UNet2DConditionModel>,
+    text: TextEncoders,
+    network: Option<Network>,
     /// What the networks took from the file, for LoRAs.
     kept: Arc<KeptWeights>,
-    /// The LoRAs that are in the UNet's weights.
+    /// The LoRAs that are in the network's weights.
     merged: Option<Arc<LoraSet>>,
-    vae: Option<AutoencoderKl>,
-    latent_scale: f64,
+    vae: Option<Autoencoder>,
+    latent_format: LatentFormat,
     sampling: ModelSampling,
     limits: Limits,
     /// What `embedding:name` in prompts may name.
@@ -117,7 +112,7 @@ impl RequestPrompts {
 /// A source as the network sees it.
 #[derive(Debug, Clone)]
 pub struct SourceLatent {
-    /// `[4, h/8, w/8]`, network scale.
+    /// `[channels, h/8, w/8]`, network scale.
     latent: Tensor,
     /// Where to repaint.
     mask: Option<Mask>,
@@ -136,174 +131,32 @@ pub struct StepReport<'a> {
     pub elapsed: Duration,
 }
 
-/// A checkpoint's parts, each of which may be missing.
-struct Parts<'a> {
-    origin: &'a str,
-    kind: ModelKind,
-    prediction: &'a CheckpointPrediction,
-    unet: Option<&'a Component<UNetConfig>>,
-    vae: Option<&'a Component<VaeConfig>>,
-    clip_l: Option<&'a Component<ClipTextConfig>>,
-    clip_g: Option<&'a Component<ClipTextConfig>>,
-}
-
-/// What models of a family multiply latents by (ComfyUI's `latent_formats`), where no VAE's config says it.
-fn own_latent_scale(kind: ModelKind) -> f64 {
-    if kind == ModelKind::Sd15 { 0.18215 } else { 0.13025 }
-}
-
-/// Bytes of activations that the VAE may take before it goes by tiles.
-const DEFAULT_ACTIVATION_BUDGET: usize = 6 << 30;
-
 impl Pipeline {
-    /// Builds the networks of an opened checkpoint, computing in `f32` throughout. Every tensor of every part must be used.
-    pub fn load(checkpoint: &Checkpoint, device: &Device) -> Result<Self, PipelineError> {
-        Self::load_at(checkpoint, device, ComputeType::Full)
-    }
-
-    /// The same with other [`LoadOptions`], of which a [`ComputeType`] alone is one. The text encoders' activations are always `f32`:
-    /// they take a small part of the time and everything else hangs on them.
-    pub fn load_at(
-        checkpoint: &Checkpoint,
-        device: &Device,
-        options: impl Into<LoadOptions>,
-    ) -> Result<Self, PipelineError> {
-        let Checkpoint { origin, kind, prediction, unet, vae, clip_l, clip_g, .. } = checkpoint;
-        let parts = Parts {
-            origin,
-            kind: *kind,
-            prediction,
-            unet: Some(unet),
-            vae: Some(vae),
-            clip_l: Some(clip_l),
-            clip_g: clip_g.as_ref(),
-        };
-        Self::load_parts(&parts, device, options.into())
-    }
-
-    /// The same of a checkpoint that may lack parts: a UNet, text encoders or a VAE from a file of their own. Stages
-    /// that need what is missing fail and name it.
-    pub fn load_partial(
-        checkpoint: &CheckpointParts,
-        device: &Device,
-        options: impl Into<LoadOptions>,
-    ) -> Result<Self, PipelineError> {
-        let CheckpointParts { origin, kind, prediction, unet, vae, clip_l, clip_g, .. } = checkpoint;
-        let parts = Parts {
-            origin,
-            kind: *kind,
-            prediction,
-            unet: unet.as_ref(),
-            vae: vae.as_ref(),
-            clip_l: clip_l.as_ref(),
-            clip_g: clip_g.as_ref(),
-        };
-        Self::load_parts(&parts, device, options.into())
-    }
-
-    fn load_parts(
-        checkpoint: &Parts<'_>,
-        device: &Device,
-        options: LoadOptions,
-    ) -> Result<Self, PipelineError> {
-        let compute_type = options.compute_type;
-        let prediction = match checkpoint.prediction.kind {
-            PredictionType::Epsilon => Prediction::Epsilon,
-            PredictionType::V => Prediction::V,
-        };
-        let vae_device = darkroom_models::device::beside(device)?;
-        let mut weight_bytes = memory::network_bytes(checkpoint, compute_type);
-        let text_bytes = memory::text_bytes(checkpoint);
-        let text_device = options.text_device(weight_bytes + text_bytes, device);
-        if text_device.same_device(device) {
-            weight_bytes += text_bytes;
-        } else {
-            tracing::info!(
-                origin = checkpoint.origin,
-                "text encoders compute on the CPU: the card has no room for them"
-            );
-        }
-        if let Some(budget) = options.budget.filter(|budget| weight_bytes > *budget) {
-            return Err(PipelineError::TooLarge {
-                origin: checkpoint.origin.into(),
-                bytes: weight_bytes,
-                budget,
-            });
-        }
-        let text_encoder = |part: &Component<ClipTextConfig>| -> Result<_, PipelineError> {
-            let weights = part.weights.on(&text_device);
-            weights.keep();
-            let encoder = ClipTextEncoder::load(&part.config, &weights)?;
-            weights.finish()?;
-            Ok((encoder, weights.kept()))
-        };
-        let (clip_l, kept_clip_l) = checkpoint.clip_l.map(text_encoder).transpose()?.unzip();
-        let (clip_g, kept_clip_g) = checkpoint.clip_g.map(text_encoder).transpose()?.unzip();
-        let vae = |part: &Component<VaeConfig>| -> Result<_, PipelineError> {
-            let vae = AutoencoderKl::load(
-                &part.config,
-                &part.weights.on(&vae_device).computing(compute_type, Range::Wide),
-            )?;
-            part.weights.finish()?;
-            Ok(vae)
-        };
-        let latent_scale = match checkpoint.vae {
-            Some(vae) => vae.config.scaling_factor,
-            None => own_latent_scale(checkpoint.kind),
-        };
-        let vae = checkpoint.vae.map(vae).transpose()?;
-        let unet = |part: &Component<UNetConfig>| -> Result<_, PipelineError> {
-            let weights = part.weights.computing(compute_type, Range::Half);
-            weights.keep();
-            let unet = UNet2DConditionModel::load(&part.config, &weights)?;
-            weights.finish()?;
-            Ok((unet, weights.kept()))
-        };
-        let (unet, kept_unet) = checkpoint.unet.map(unet).transpose()?.unzip();
-        let kept = KeptWeights {
-            unet: kept_unet.unwrap_or_else(|| Kept::none(checkpoint.origin, device)),
-            clip_l: kept_clip_l.unwrap_or_else(|| Kept::none(checkpoint.origin, &text_device)),
-            clip_g: kept_clip_g,
-        };
-        Ok(Self {
-            kind: checkpoint.kind,
-            device: device.clone(),
-            vae_device,
-            tokenizer: ClipTokenizer::standard()?,
-            origin: checkpoint.origin.into(),
-            clip_l,
-            clip_g,
-            unet,
-            kept: Arc::new(kept),
-            merged: None,
-            vae,
-            latent_scale,
-            sampling: match checkpoint.prediction.zero_terminal_snr {
-                true => ModelSampling::zero_terminal_snr(prediction),
-                false => ModelSampling::scaled_linear(prediction),
-            },
-            limits: Limits::default(),
-            embeddings: None,
-            compute_type,
-            activation_budget: DEFAULT_ACTIVATION_BUDGET,
-            weight_bytes,
-        })
-    }
-
     fn missing(&self, part: Part) -> PipelineError {
         PipelineError::MissingPart { origin: self.origin.to_string(), part }
     }
 
-    fn unet(&self) -> Result<&UNet2DConditionModel, PipelineError> {
-        self.unet.as_ref().ok_or_else(|| self.missing(Part::UNet))
+    fn network(&self) -> Result<&Network, PipelineError> {
+        let part = if self.kind == ModelKind::QwenImage { Part::Transformer } else { Part::UNet };
+        self.network.as_ref().ok_or_else(|| self.missing(part))
     }
 
-    fn vae(&self) -> Result<&AutoencoderKl, PipelineError> {
+    /// The UNet, for what only UNets can.
+    fn unet(&self) -> Result<&UNet2DConditionModel, PipelineError> {
+        self.network()?.unet().ok_or_else(|| PipelineError::Unsupported {
+            origin: self.origin.to_string(),
+            kind: self.kind,
+            what: "ControlNets, FreeU and step caching",
+        })
+    }
+
+    fn vae(&self) -> Result<&Autoencoder, PipelineError> {
         self.vae.as_ref().ok_or_else(|| self.missing(Part::Vae))
     }
 
-    fn clip_l(&self) -> Result<&ClipTextEncoder, PipelineError> {
-        self.clip_l.as_ref().ok_or_else(|| self.missing(Part::ClipL))
+    /// Channels of its latents.
+    pub fn latent_channels(&self) -> usize {
+        self.network.as_ref().map_or(self.latent_format.channels(), Network::latent_channels)
     }
 
     /// The same with other bounds on requests.
@@ -359,32 +212,33 @@ impl Pipeline {
     ) -> Result<Sample, PipelineError> {
         request.validate(&self.limits)?;
         let (width, height) = request.source.size();
-        let size_ids = self.clip_g.is_some().then(|| conditioning::size_ids(width, height));
+        self.check_family(request)?;
+        let size_ids = self.text.is_sdxl().then(|| conditioning::size_ids(width, height));
+        let cells = (height / PIXELS_PER_CELL, width / PIXELS_PER_CELL);
+        let FlowRun { sampling, sigmas } = self.flow_run(request, cells)?;
+        let sampling_or_own = sampling.as_deref().unwrap_or(&self.sampling);
         let controls: Vec<ActiveControl> = request
             .controls
             .iter()
-            .map(|control| ActiveControl { control: control.clone(), sigmas: control.sigmas(&self.sampling) })
+            .map(|control| ActiveControl {
+                control: control.clone(),
+                sigmas: control.sigmas(sampling_or_own),
+            })
             .collect();
         let everywhere = |text| Placed::everywhere(text, size_ids, controls.clone());
         let guidance = Guidance {
             positive: vec![everywhere(positive)],
             negative: negative.map(|negative| vec![everywhere(negative)]),
             scale: request.cfg,
-            interval: request.speed.guidance_interval.and_then(|interval| interval.sigmas(&self.sampling)),
+            interval: request.speed.guidance_interval.and_then(|interval| interval.sigmas(sampling_or_own)),
             rescale: None,
+            velocity_norm: self.kind == ModelKind::QwenImage,
             cfg_norms: Vec::new(),
             loras: request.loras.clone(),
-            sampling: None,
+            sampling: sampling.clone(),
             free_u: Vec::new(),
         };
         let SourceLatent { latent, mask } = source.clone();
-        let sigmas = schedule::sigmas(
-            request.scheduler,
-            &self.sampling,
-            request.steps,
-            request.denoise,
-            request.sampler,
-        )?;
         let noise = initial_noise(request.seed, request.position, latent.dims(), &self.device)?;
         let run = Run {
             latent,
@@ -401,120 +255,12 @@ impl Pipeline {
         self.begin(run, guidance)
     }
 
-    /// The prompts that a request needs encoded. The negative one is left out where guidance would not use it.
-    pub fn prompts(&self, request: &ImageRequest) -> RequestPrompts {
-        let layer = self.hidden_layer(request.clip_skip);
-        let guided = request.cfg != 1.0 || request.sampler.needs_uncond();
-        let loras = request.loras.as_ref().filter(|set| set.changes_text()).map(|set| set.name().clone());
-        let prompt = |text: &str| PromptText { layer, loras: loras.clone(), text: text.to_owned() };
-        RequestPrompts {
-            positive: prompt(&request.prompt),
-            negative: guided.then(|| prompt(&request.negative_prompt)),
-        }
-    }
-
-    /// Positive and negative conditioning of each request, every distinct prompt encoded once.
-    pub fn encode(
-        &self,
-        requests: &[ImageRequest],
-    ) -> Result<Vec<(Conditioning, Option<Conditioning>)>, PipelineError> {
-        let wanted: Vec<RequestPrompts> = requests.iter().map(|request| self.prompts(request)).collect();
-        let mut distinct: Vec<WantedPrompt<'_>> = Vec::new();
-        for (request, prompts) in requests.iter().zip(&wanted) {
-            for (field, prompt) in prompts.fields() {
-                if !distinct.iter().any(|known| known.prompt == prompt) {
-                    distinct.push(WantedPrompt { field, prompt, loras: request.loras.as_ref() });
-                }
-            }
-        }
-        let encoded = self.encode_prompts(&distinct)?;
-        let encoded: HashMap<&PromptText, Conditioning> =
-            distinct.iter().map(|wanted| wanted.prompt).zip(encoded).collect();
-        let find = |prompt: &PromptText| encoded.get(prompt).cloned();
-        Ok(wanted
-            .iter()
-            .filter_map(|prompts| Some((find(&prompts.positive)?, prompts.negative.as_ref().and_then(find))))
-            .collect())
-    }
-
-    /// Encodes prompts together, in their order: those of one hidden layer and one set of LoRAs in one call.
-    pub fn encode_prompts(&self, prompts: &[WantedPrompt<'_>]) -> Result<Vec<Conditioning>, PipelineError> {
-        let way = |wanted: &WantedPrompt<'_>| (wanted.prompt.layer, wanted.prompt.loras.clone());
-        let mut ways: Vec<(HiddenLayer, Option<Arc<str>>)> = Vec::new();
-        for wanted in prompts {
-            if !ways.contains(&way(wanted)) {
-                ways.push(way(wanted));
-            }
-        }
-        let mut encoded: Vec<(usize, Conditioning)> = Vec::with_capacity(prompts.len());
-        for (layer, name) in ways {
-            let alike = || {
-                prompts.iter().enumerate().filter(|(_, w)| w.prompt.layer == layer && w.prompt.loras == name)
-            };
-            let loras = match &name {
-                None => None,
-                Some(name) => {
-                    let named = alike().find_map(|(_, w)| w.loras.filter(|set| set.name() == name));
-                    Some(named.ok_or_else(|| PipelineError::Request {
-                        field: "loras",
-                        message: "were not given with the prompt".into(),
-                    })?)
-                }
-            };
-            let texts: Vec<_> = alike().map(|(_, w)| (w.field, w.prompt.text.as_str())).collect();
-            let indices = alike().map(|(index, _)| index);
-            encoded.extend(indices.zip(self.encode_texts(&texts, layer, loras)?));
-        }
-        encoded.sort_unstable_by_key(|(index, _)| *index);
-        Ok(encoded.into_iter().map(|(_, conditioning)| conditioning).collect())
-    }
-
-    fn encode_texts(
-        &self,
-        texts: &[(&'static str, &str)],
-        layer: HiddenLayer,
-        loras: Option<&Arc<LoraSet>>,
-    ) -> Result<Vec<Conditioning>, PipelineError> {
-        let parsed = texts
-            .iter()
-            .map(|(field, text)| Ok((*field, text::parse(field, text, &self.limits.prompt)?)))
-            .collect::<Result<Vec<_>, PipelineError>>()?;
-        let run = |encoder: &ClipTextEncoder, side: Side, adapter: Option<&Arc<NetworkAdapter>>| {
-            let chunks = parsed
-                .iter()
-                .map(|(field, segments)| self.rows((field, segments), encoder, side))
-                .collect::<Result<Vec<_>, _>>()?;
-            conditioning::encode_prompts(encoder, &chunks, layer, adapter)
-        };
-        // Where the text encoders are elsewhere, what they gave comes to the UNet.
-        let here = |conditioning: Conditioning| Ok(conditioning.on(&self.device)?);
-        let l = run(self.clip_l()?, Side::L, loras.map(|set| &set.clip_l))?;
-        match &self.clip_g {
-            None => {
-                l.into_iter().map(|l| Conditioning { context: l.hidden, pooled: None }).map(here).collect()
-            }
-            Some(clip_g) => {
-                let g = run(clip_g, Side::G, loras.map(|set| &set.clip_g))?;
-                l.iter().zip(&g).map(|(l, g)| here(conditioning::join(l, g)?)).collect()
-            }
-        }
-    }
-
-    /// SDXL takes the penultimate layer as it is; SD 1.5 the last, normalised.
-    fn hidden_layer(&self, clip_skip: Option<usize>) -> HiddenLayer {
-        match (&self.clip_g, clip_skip) {
-            (Some(_), skip) => HiddenLayer::Skip(skip.unwrap_or(2)),
-            (None, Some(skip)) => HiddenLayer::SkipNormed(skip),
-            (None, None) => HiddenLayer::Final,
-        }
-    }
-
     /// Advances every unfinished sample of `batch` by one network evaluation. All must have the same latent shape; in
     /// one call, but for conditions with areas and samples with several conditions, whose calls have no more rows than
     /// two for each sample, and for step caching, where rows on kept features go in a call of their own. When the network call fails, no sample has moved.
     pub fn step(&self, batch: &mut [&mut Sample]) -> Result<StepWork, PipelineError> {
-        let (unet, sampling, merged) = (self.unet()?, &self.sampling, self.merged.as_deref());
-        Denoiser { unet, sampling, device: &self.device, merged }.step(batch)
+        let (network, sampling, merged) = (self.network()?, &self.sampling, self.merged.as_deref());
+        Denoiser { network, sampling, device: &self.device, merged }.step(batch)
     }
 
     /// Runs `samples` to the end, at most `max_batch` a network call; a finished sample's place goes to the
@@ -546,12 +292,12 @@ impl Pipeline {
         }
     }
 
-    /// A finished latent in VAE units, `[4, h/8, w/8]`: what ComfyUI's `SaveLatent` stores.
+    /// A finished latent in VAE units, `[channels, h/8, w/8]`: what ComfyUI's `SaveLatent` stores.
     pub fn to_vae_units(&self, latent: &Tensor) -> Result<Tensor, PipelineError> {
-        Ok((latent / self.latent_scale)?)
+        Ok(self.latent_format.from_network(latent)?)
     }
 
-    /// Decodes finished latents (`[4, h/8, w/8]`, network scale), several a call while activations fit the
+    /// Decodes finished latents (`[channels, h/8, w/8]`, network scale), several a call while activations fit the
     /// memory budget, by tiles where even one does not.
     pub fn decode(&self, latents: &[&Tensor]) -> Result<Vec<Picture>, PipelineError> {
         let mut pictures = Vec::with_capacity(latents.len());
@@ -577,7 +323,7 @@ impl Pipeline {
     pub fn encode_source(&self, source: &Source) -> Result<SourceLatent, PipelineError> {
         let (latent, mask) = match source {
             Source::Empty { width, height } => {
-                let shape = (4, height / PIXELS_PER_CELL, width / PIXELS_PER_CELL);
+                let shape = (self.latent_channels(), height / PIXELS_PER_CELL, width / PIXELS_PER_CELL);
                 (Tensor::zeros(shape, candle_core::DType::F32, &self.device)?, None)
             }
             Source::Image(picture) => (self.encode_picture(picture)?, None),
@@ -597,13 +343,13 @@ impl Pipeline {
         Ok(SourceLatent { latent, mask })
     }
 
-    /// `[4, h/8, w/8]`, network scale.
+    /// `[channels, h/8, w/8]`, network scale.
     pub(crate) fn encode_picture(&self, picture: &Picture) -> Result<Tensor, PipelineError> {
         let pixels = picture.cropped_to_multiple(PIXELS_PER_CELL).to_tensor(&self.vae_device)?;
         let (_, _, height, width) = pixels.dims4()?;
         let (rows, columns) = (height / PIXELS_PER_CELL, width / PIXELS_PER_CELL);
         let tiling = self.vae()?.encode_tiling(rows, columns, self.activation_budget);
-        let latent = (self.vae()?.encode_with(&pixels, tiling)?.get(0)? * self.latent_scale)?;
+        let latent = self.latent_format.to_network(&self.vae()?.encode_with(&pixels, tiling)?.get(0)?)?;
         Ok(darkroom_models::device::moved(&latent, &self.device)?)
     }
 }

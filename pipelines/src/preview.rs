@@ -6,10 +6,6 @@ use candle_core::{DType, Device, Tensor};
 use crate::picture::Picture;
 use crate::{PIXELS_PER_CELL, PipelineError, pipeline::Pipeline};
 
-/// Channels of a latent, and the constant that goes with them.
-const CHANNELS: usize = 4;
-const INPUTS: usize = CHANNELS + 1;
-
 /// The chart that the map is fitted to has this many patches a side, one for each colour of a cube with
 /// `LEVELS` values of red, green and blue.
 const PATCHES: usize = 8;
@@ -25,8 +21,8 @@ const RIDGE: f64 = 1e-6;
 /// A linear map from latents to colours.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LatentPreview {
-    /// For each of red, green and blue: what each latent channel adds, and the constant.
-    weights: [[f32; INPUTS]; 3],
+    /// For each of red, green and blue: what each latent channel adds, and the constant behind them.
+    weights: [Vec<f32>; 3],
 }
 
 impl LatentPreview {
@@ -41,36 +37,41 @@ impl LatentPreview {
                 "the chart's latent has {height}x{width} cells, not {side}x{side}"
             )));
         }
-        let (mut normal, mut targets) = ([[0f64; INPUTS]; INPUTS], [[0f64; 3]; INPUTS]);
+        let inputs = latent.channels + 1;
+        let (mut normal, mut targets) = (vec![vec![0f64; inputs]; inputs], vec![[0f64; 3]; inputs]);
         for index in 0..side * side {
             let (cell, colour) =
                 (latent.cell(index), colour(index / side / PATCH_CELLS, index % side / PATCH_CELLS));
             for (i, a) in cell.iter().enumerate() {
-                normal[i].iter_mut().zip(cell).for_each(|(sum, b)| *sum += f64::from(a * b));
+                normal[i].iter_mut().zip(&cell).for_each(|(sum, b)| *sum += f64::from(a * b));
                 targets[i].iter_mut().zip(colour).for_each(|(sum, value)| *sum += f64::from(a * value));
             }
         }
-        let mean = (0..INPUTS).map(|i| normal[i][i]).sum::<f64>() / INPUTS as f64;
-        (0..INPUTS).for_each(|i| normal[i][i] += RIDGE * mean);
+        let mean = (0..inputs).map(|i| normal[i][i]).sum::<f64>() / inputs as f64;
+        (0..inputs).for_each(|i| normal[i][i] += RIDGE * mean);
         let solved = solve(normal, targets)
             .ok_or_else(|| refused("the autoencoder gives the same latent for every colour"))?;
-        let mut weights = [[0f32; INPUTS]; 3];
-        for (input, row) in solved.iter().enumerate() {
-            for (channel, weight) in row.iter().enumerate() {
-                weights[channel][input] = *weight as f32;
+        let mut weights = [const { Vec::new() }; 3];
+        for row in &solved {
+            for (weights, weight) in weights.iter_mut().zip(row) {
+                weights.push(*weight as f32);
             }
         }
         Ok(Self { weights })
     }
 
-    /// A picture of one pixel a cell. `latent: [4, height, width]` in the network's scale.
+    /// A picture of one pixel a cell. `latent: [channels, height, width]` in the network's scale.
     pub fn render(&self, latent: &Tensor) -> Result<Picture, PipelineError> {
         let cells = Cells::new(latent)?;
+        let expected = self.weights[0].len();
+        if cells.channels + 1 != expected {
+            return Err(refused(&format!("the latent has {} channels, not {}", cells.channels, expected - 1)));
+        }
         let mut data = Vec::with_capacity(3 * cells.height * cells.width);
         for index in 0..cells.height * cells.width {
             let cell = cells.cell(index);
             for weights in &self.weights {
-                let value: f32 = weights.iter().zip(cell).map(|(weight, input)| weight * input).sum();
+                let value: f32 = weights.iter().zip(&cell).map(|(weight, input)| weight * input).sum();
                 data.push(value.clamp(0.0, 1.0));
             }
         }
@@ -84,6 +85,7 @@ fn refused(message: &str) -> PipelineError {
 
 /// A latent's values, on the host.
 struct Cells {
+    channels: usize,
     height: usize,
     width: usize,
     values: Vec<f32>,
@@ -92,19 +94,14 @@ struct Cells {
 impl Cells {
     fn new(latent: &Tensor) -> Result<Self, PipelineError> {
         let (channels, height, width) = latent.dims3()?;
-        if channels != CHANNELS {
-            return Err(refused(&format!("the latent has {channels} channels, not {CHANNELS}")));
-        }
         let values = latent.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
-        Ok(Self { height, width, values })
+        Ok(Self { channels, height, width, values })
     }
 
     /// The channels of cell number `index`, and the constant.
-    fn cell(&self, index: usize) -> [f32; INPUTS] {
+    fn cell(&self, index: usize) -> Vec<f32> {
         let area = self.height * self.width;
-        std::array::from_fn(
-            |channel| if channel < CHANNELS { self.values[channel * area + index] } else { 1.0 },
-        )
+        self.values.iter().skip(index).step_by(area).copied().chain([1.0]).collect()
     }
 }
 
@@ -125,22 +122,23 @@ fn chart() -> Result<Picture, PipelineError> {
 }
 
 /// Gaussian elimination with partial pivoting; `None` when the equations have no single finite solution.
-fn solve(mut a: [[f64; INPUTS]; INPUTS], mut b: [[f64; 3]; INPUTS]) -> Option<[[f64; 3]; INPUTS]> {
-    for column in 0..INPUTS {
-        let pivot = (column..INPUTS).max_by(|i, j| a[*i][column].abs().total_cmp(&a[*j][column].abs()))?;
+fn solve(mut a: Vec<Vec<f64>>, mut b: Vec<[f64; 3]>) -> Option<Vec<[f64; 3]>> {
+    let count = a.len();
+    for column in 0..count {
+        let pivot = (column..count).max_by(|i, j| a[*i][column].abs().total_cmp(&a[*j][column].abs()))?;
         a.swap(column, pivot);
         b.swap(column, pivot);
         if !a[column][column].is_normal() {
             return None;
         }
-        for row in (0..INPUTS).filter(|row| *row != column) {
+        for row in (0..count).filter(|row| *row != column) {
             let factor = a[row][column] / a[column][column];
-            let (from, target) = (a[column], b[column]);
+            let (from, target) = (a[column].clone(), b[column]);
             a[row].iter_mut().zip(from).for_each(|(value, x)| *value -= factor * x);
             b[row].iter_mut().zip(target).for_each(|(value, x)| *value -= factor * x);
         }
     }
-    for row in 0..INPUTS {
+    for row in 0..count {
         b[row] = b[row].map(|value| value / a[row][row]);
     }
     b.iter().flatten().all(|value| value.is_finite()).then_some(b)
@@ -162,20 +160,20 @@ mod tests {
 
     #[test]
     fn a_solution_solves_its_equations() {
-        let a: [[f64; 5]; 5] =
-            std::array::from_fn(|i| std::array::from_fn(|j| ((i * 7 + j * 3) % 11) as f64 - 4.0));
+        let a: Vec<Vec<f64>> =
+            (0..5).map(|i| (0..5).map(|j| ((i * 7 + j * 3) % 11) as f64 - 4.0).collect()).collect();
         let x: [[f64; 3]; 5] = std::array::from_fn(|i| [i as f64, 1.0 - i as f64, 0.5]);
-        let b = std::array::from_fn(|i| std::array::from_fn(|k| (0..5).map(|j| a[i][j] * x[j][k]).sum()));
+        let b = a.iter().map(|row| std::array::from_fn(|k| (0..5).map(|j| row[j] * x[j][k]).sum())).collect();
         for (got, expected) in solve(a, b).unwrap().iter().flatten().zip(x.iter().flatten()) {
             assert!((got - expected).abs() < 1e-9, "{got} {expected}");
         }
-        assert_eq!(solve([[1.0; 5]; 5], [[1.0; 3]; 5]), None);
-        assert_eq!(solve([[f64::NAN; 5]; 5], [[1.0; 3]; 5]), None);
+        assert_eq!(solve(vec![vec![1.0; 5]; 5], vec![[1.0; 3]; 5]), None);
+        assert_eq!(solve(vec![vec![f64::NAN; 5]; 5], vec![[1.0; 3]; 5]), None);
     }
 
     #[test]
     fn a_latent_of_another_shape_is_refused() {
-        let preview = LatentPreview { weights: [[1.0; INPUTS]; 3] };
+        let preview = LatentPreview { weights: [const { Vec::new() }; 3].map(|_: Vec<f32>| vec![1.0; 5]) };
         for shape in [&[3, 8, 8][..], &[1, 4, 8, 8], &[4, 0, 8]] {
             let latent = Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap();
             assert!(preview.render(&latent).is_err(), "{shape:?}");

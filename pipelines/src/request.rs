@@ -16,6 +16,12 @@ use crate::speed::Speed;
 /// Pixels a side of one latent cell: what width and height must be multiples of.
 pub const PIXELS_PER_CELL: usize = 8;
 
+/// Most tokens of a prompt for Qwen-Image: the 1024 that it was trained with, and the 34 of its template's beginning.
+const QWEN_TOKENS: usize = 1024 + 34;
+
+/// Largest shift of a flow's noise levels, as ComfyUI's nodes have it.
+const MAX_SHIFT: f64 = 100.0;
+
 /// One picture to draw.
 #[derive(Debug, Clone)]
 pub struct ImageRequest {
@@ -48,6 +54,18 @@ pub struct ImageRequest {
     pub controls: Vec<Control>,
     /// What is given up for speed.
     pub speed: Speed,
+    /// How far noise levels are moved up, of models that predict a flow (Qwen-Image); `None` is the model's own.
+    pub shift: Option<FlowShift>,
+}
+
+/// How far a flow's noise levels are moved up.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum FlowShift {
+    /// So far for every size (`ModelSamplingAuraFlow`), above 0.
+    Fixed(f64),
+    /// The further the larger the picture is, by diffusers' rule for Qwen-Image; steps are evenly spread, whatever the
+    /// scheduler.
+    Dynamic,
 }
 
 /// What a picture starts from.
@@ -98,6 +116,8 @@ pub struct Limits {
     pub cfg: RangeInclusive<f64>,
     /// Length of each prompt.
     pub prompt: PromptLimits,
+    /// The same of Qwen-Image, in tokens, what stands around them included.
+    pub qwen_tokens: usize,
 }
 
 impl Default for Limits {
@@ -108,6 +128,7 @@ impl Default for Limits {
             steps: 1..=1000,
             cfg: 0.0..=100.0,
             prompt: PromptLimits::default(),
+            qwen_tokens: QWEN_TOKENS,
         }
     }
 }
@@ -130,6 +151,11 @@ impl ImageRequest {
         }
         if self.position.index >= self.position.size {
             return refuse("position", "the index must be below the batch's size".into());
+        }
+        if let Some(FlowShift::Fixed(shift)) = self.shift
+            && !(shift > 0.0 && shift <= MAX_SHIFT)
+        {
+            return refuse("shift", format!("must be above 0, up to {MAX_SHIFT}"));
         }
         self.controls.iter().try_for_each(Control::validate)?;
         self.speed.validate(self.sampler)?;
@@ -193,6 +219,7 @@ mod tests {
             loras: None,
             controls: Vec::new(),
             speed: Speed::default(),
+            shift: None,
         }
     }
 

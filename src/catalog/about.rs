@@ -79,7 +79,7 @@ impl Catalog {
                 let stamp = stamp(path);
                 (stamp.bytes, stamp.modified)
             }
-            Location::Part { .. } => return None,
+            Location::Part { .. } | Location::QwenImage(_) => return None,
         };
         let mut known = self.headers.models.lock().unwrap_or_else(PoisonError::into_inner);
         match known.get(&model.id) {
@@ -88,7 +88,7 @@ impl Catalog {
                 let file = match &model.location {
                     Location::Embedded => WeightFile::from_static(&model.id, embedded::weights()),
                     Location::Path(path) => WeightFile::open(&denoiser(path)),
-                    Location::Part { .. } => return None,
+                    Location::Part { .. } | Location::QwenImage(_) => return None,
                 };
                 let width = file.ok().and_then(|file| cross_attention(file.header()));
                 if known.len() > super::MOST {

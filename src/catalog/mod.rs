@@ -6,6 +6,7 @@ mod about;
 mod auxiliary;
 mod embeddings;
 mod parts;
+mod qwen_image;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -13,7 +14,9 @@ use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
 use candle_core::Device;
-use darkroom_models::checkpoint::{Checkpoint, CheckpointError, CheckpointParts, ModelKind, inspect};
+use darkroom_models::checkpoint::{
+    Checkpoint, CheckpointError, CheckpointParts, ModelKind, QwenImageParts, inspect,
+};
 
 pub use about::{About, Width};
 pub use auxiliary::{AuxiliaryEntry, AuxiliaryKind};
@@ -87,6 +90,7 @@ enum Location {
     Embedded,
     Path(PathBuf),
     Part { kind: PartKind, paths: Vec<PathBuf> },
+    QwenImage(qwen_image::Files),
 }
 
 /// A model's opened weights.
@@ -96,6 +100,8 @@ pub enum Opened {
     Whole(Checkpoint),
     /// Some of it.
     Part(CheckpointParts),
+    /// Qwen-Image, or some of it.
+    QwenImage(QwenImageParts),
 }
 
 impl Entry {
@@ -118,6 +124,11 @@ impl Entry {
                 let hide = |text: String, path: &PathBuf| without_path(&text, path, &name(path));
                 paths.iter().fold(problem.to_owned(), hide)
             }
+            Location::QwenImage(files) => {
+                let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                let hide = |text: String, path: &Path| without_path(&text, path, &name(path));
+                files.all().into_iter().chain(files.tokenizer.as_deref()).fold(problem.to_owned(), hide)
+            }
         }
     }
 }
@@ -135,6 +146,10 @@ pub struct Catalog {
     default: Option<String>,
     /// What was read of each file, while its size and time stay the same.
     known: Mutex<HashMap<PathBuf, (Stamp, Entry)>>,
+    /// What parts in files of their own are, while their sizes and times stay the same.
+    parts: Mutex<HashMap<PathBuf, (Stamp, (ModelKind, u64))>>,
+    /// Where Qwen-Image's tokenizer is, if it lies not beside its text encoder.
+    tokenizer: Option<PathBuf>,
     /// The same of what works beside models, and the widths of models.
     headers: about::Headers,
 }
@@ -201,6 +216,8 @@ impl Catalog {
             embedded,
             default: None,
             known: Mutex::default(),
+            parts: Mutex::default(),
+            tokenizer: None,
             headers: about::Headers::default(),
         };
         if let Some(id) = default {
@@ -211,6 +228,12 @@ impl Catalog {
             catalog.default = Some(entry.id);
         }
         Ok(catalog)
+    }
+
+    /// The same with the tokenizer of Qwen-Image's text encoder at `path`: a `tokenizer.json`, or a folder.
+    #[must_use]
+    pub fn with_tokenizer(self, path: Option<PathBuf>) -> Self {
+        Self { tokenizer: path, ..self }
     }
 
     /// What requests without a model get.
@@ -245,6 +268,11 @@ impl Catalog {
             };
             entries.push(entry);
         }
+        drop(known);
+        let composed = self.composed();
+        let fresh = composed.into_iter().filter(|own| !entries.iter().any(|entry| entry.id == own.id));
+        let fresh: Vec<Entry> = fresh.collect();
+        entries.extend(fresh);
         entries
     }
 
@@ -276,8 +304,17 @@ impl Catalog {
     pub fn open_model(&self, entry: &Entry, device: &Device) -> Result<Opened, CheckpointError> {
         match &entry.location {
             Location::Embedded => embedded::checkpoint(device).map(Opened::Whole),
+            Location::Path(path) if entry.kind == ModelKind::QwenImage => {
+                let parts = QwenImageParts::open(path, device)?;
+                let parts = match &self.tokenizer {
+                    Some(tokenizer) => parts.with_tokenizer(tokenizer)?,
+                    None => parts,
+                };
+                Ok(Opened::QwenImage(parts))
+            }
             Location::Path(path) => Checkpoint::open(path, device).map(Opened::Whole),
-            Location::Part { kind, paths } => parts::open(*kind, paths, device).map(Opened::Part),
+            Location::Part { kind, paths } => parts::open(*kind, paths, self.tokenizer.as_deref(), device),
+            Location::QwenImage(files) => qwen_image::open(files, device).map(Opened::QwenImage),
         }
     }
 }
@@ -329,9 +366,13 @@ fn describe(id: String, path: &Path) -> Entry {
                     format!("it lacks {}", missing.join(", "))
                 }
             });
-            let side = if found.kind == ModelKind::Sd15 { 512 } else { 1024 };
+            let defaults = match found.kind {
+                ModelKind::Sd15 => Defaults::of_side(&id, 512),
+                ModelKind::QwenImage => Defaults::of_qwen_image(&id),
+                _ => Defaults::of_side(&id, 1024),
+            };
             Entry {
-                defaults: Defaults::of_side(&id, side),
+                defaults,
                 id,
                 kind: found.kind,
                 bytes: found.bytes,

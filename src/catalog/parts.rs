@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::Device;
-use darkroom_models::checkpoint::{CheckpointError, CheckpointParts, ModelKind};
+use darkroom_models::checkpoint::{CheckpointError, CheckpointParts, ModelKind, QwenImageParts};
 use darkroom_models::weights::WeightFile;
 
-use super::{Catalog, DEPTH, Defaults, Entry, Location, look};
+use super::{Catalog, DEPTH, Defaults, Entry, Location, Opened, look, qwen_image};
 
 /// Between the names of two files.
 const AND: &str = " + ";
@@ -38,7 +38,7 @@ impl PartKind {
     }
 
     /// Folders below the models folder, old names included.
-    fn folders(self) -> &'static [&'static str] {
+    pub(super) fn folders(self) -> &'static [&'static str] {
         match self {
             Self::DiffusionModel => &["unet", "diffusion_models"],
             Self::TextEncoders => &["text_encoders", "clip"],
@@ -62,9 +62,15 @@ impl Catalog {
         let paths = files.split(AND).map(|file| self.part_file(kind, file)).collect::<Option<Vec<_>>>()?;
         let bytes =
             paths.iter().map(|path| std::fs::metadata(path).map_or(0, |metadata| metadata.len())).sum();
+        // Of Stable Diffusion's parts headers alone do not say to which model they belong.
+        let own = match paths.as_slice() {
+            [only] => self.part_kind(only).0,
+            _ => ModelKind::Unknown,
+        };
+        let kind_of_model = if own == ModelKind::QwenImage { own } else { ModelKind::Unknown };
         Some(Entry {
             id: id.to_owned(),
-            kind: ModelKind::Unknown,
+            kind: kind_of_model,
             bytes,
             defaults: Defaults::of_side(id, 1024),
             problem: None,
@@ -87,15 +93,31 @@ impl Catalog {
 pub(super) fn open(
     kind: PartKind,
     paths: &[PathBuf],
+    tokenizer: Option<&Path>,
     device: &Device,
-) -> Result<CheckpointParts, CheckpointError> {
+) -> Result<Opened, CheckpointError> {
     let open = |path: &PathBuf| -> Result<Arc<WeightFile>, CheckpointError> {
         Ok(Arc::new(WeightFile::open(Path::new(path))?))
     };
     let files = paths.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+    if let ([file], [path]) = (&files[..], paths) {
+        let wanted = match kind {
+            PartKind::DiffusionModel => ModelKind::QwenImage,
+            PartKind::TextEncoders => ModelKind::QwenVl,
+            PartKind::Vae => ModelKind::QwenImageVae,
+        };
+        if QwenImageParts::kind_of(file) == wanted {
+            return match kind {
+                PartKind::TextEncoders => qwen_image::open_text_encoder(path, tokenizer, device),
+                _ => QwenImageParts::from_file(file, device),
+            }
+            .map(Opened::QwenImage);
+        }
+    }
     match (kind, &files[..]) {
         (PartKind::DiffusionModel, [file]) => CheckpointParts::unet_alone(file, device),
         (PartKind::Vae, [file]) => CheckpointParts::vae_alone(file, device),
         _ => CheckpointParts::text_encoders(&files, device),
     }
+    .map(Opened::Part)
 }

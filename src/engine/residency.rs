@@ -98,6 +98,7 @@ impl Weights {
                     let pipeline = match loader.open_model(&entry, &device).map_err(|e| e.to_string())? {
                         Opened::Whole(checkpoint) => Pipeline::load_at(&checkpoint, &device, options),
                         Opened::Part(parts) => Pipeline::load_partial(&parts, &device, options),
+                        Opened::QwenImage(parts) => Pipeline::load_qwen_image(&parts, &device, options),
                     };
                     let pipeline = pipeline.map_err(|e| e.to_string())?.with_limits(limits.clone());
                     Ok(match loader.embeddings() {

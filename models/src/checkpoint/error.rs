@@ -1,6 +1,7 @@
 //! What can be wrong with a checkpoint beyond its weight files.
 
 use super::{ModelKind, Part};
+use crate::tokenizer::TokenizerError;
 use crate::weights::WeightsError;
 
 /// Why a checkpoint cannot be used.
@@ -10,6 +11,9 @@ pub enum CheckpointError {
     /// A weight file is unreadable, damaged or incomplete.
     #[error(transparent)]
     Weights(#[from] WeightsError),
+    /// A tokenizer is unreadable or damaged.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
     /// A config or index could not be read.
     #[error("{file}: cannot read: {source}")]
     Io {
@@ -37,7 +41,7 @@ pub enum CheckpointError {
         reason: String,
     },
     /// It is another kind of model.
-    #[error("{origin}: this is {kind}, not a Stable Diffusion 1.5 or SDXL checkpoint")]
+    #[error("{origin}: this is {kind}, not a checkpoint of Stable Diffusion 1.5, SDXL or Qwen-Image")]
     Kind {
         /// The file or folder.
         origin: String,

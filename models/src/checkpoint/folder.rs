@@ -26,12 +26,21 @@ const MAX_INDEX_BYTES: u64 = 64 << 20;
 const MAX_SHARDS: usize = 256;
 
 /// The folder of each part.
-pub(super) const PARTS: [(Part, &str); 4] = [
+const PARTS: [(Part, &str); 4] = [
     (Part::UNet, "unet"),
     (Part::Vae, "vae"),
     (Part::ClipL, "text_encoder"),
     (Part::ClipG, "text_encoder_2"),
 ];
+
+/// The same of Qwen-Image.
+const QWEN_IMAGE_PARTS: [(Part, &str); 3] =
+    [(Part::Transformer, "transformer"), (Part::Vae, "vae"), (Part::QwenVl, "text_encoder")];
+
+/// The folder of each part that a model of this kind may have.
+pub(super) fn parts(kind: ModelKind) -> &'static [(Part, &'static str)] {
+    if kind == ModelKind::QwenImage { &QWEN_IMAGE_PARTS } else { &PARTS }
+}
 
 /// What `model_index.json` says the folder at `root` is.
 pub(super) fn kind(root: &Path) -> Result<ModelKind, CheckpointError> {
@@ -69,7 +78,7 @@ pub(super) fn kind(root: &Path) -> Result<ModelKind, CheckpointError> {
 pub(super) fn open(root: &Path, device: &Device) -> Result<CheckpointParts, CheckpointError> {
     let origin = root.display().to_string();
     let kind = kind(root)?;
-    if kind.parts().is_empty() {
+    if !matches!(kind, ModelKind::Sdxl | ModelKind::Sd15) {
         return Err(CheckpointError::Kind { origin, kind });
     }
     let prediction = scheduler(root)?;
@@ -94,6 +103,7 @@ pub(super) fn open(root: &Path, device: &Device) -> Result<CheckpointParts, Chec
             Part::Vae => parts.vae = Some(component::<VaeConfig>(&dir, part, device)?),
             Part::ClipL => parts.clip_l = Some(component::<ClipTextConfig>(&dir, part, device)?),
             Part::ClipG => parts.clip_g = Some(component::<ClipTextConfig>(&dir, part, device)?),
+            Part::Transformer | Part::QwenVl => {}
         }
     }
     refuse_other_tasks(&parts)?;
@@ -131,16 +141,24 @@ pub(super) fn scheduler(root: &Path) -> Result<Prediction, CheckpointError> {
     })
 }
 
-fn component<C>(dir: &Path, part: Part, device: &Device) -> Result<Component<C>, CheckpointError>
+/// What the `config.json` in a network's folder says.
+pub(super) fn read_config<C>(dir: &Path, part: Part) -> Result<C, CheckpointError>
 where
     C: TryFrom<Map<String, Value>, Error = crate::ConfigError>,
 {
     let path = dir.join("config.json");
-    let config = C::try_from(read_json(&path, MAX_CONFIG_BYTES)?).map_err(|e| CheckpointError::Config {
+    C::try_from(read_json(&path, MAX_CONFIG_BYTES)?).map_err(|e| CheckpointError::Config {
         origin: path.display().to_string(),
         part,
         reason: e.to_string(),
-    })?;
+    })
+}
+
+fn component<C>(dir: &Path, part: Part, device: &Device) -> Result<Component<C>, CheckpointError>
+where
+    C: TryFrom<Map<String, Value>, Error = crate::ConfigError>,
+{
+    let config = read_config(dir, part)?;
     let origin = dir.display().to_string();
     let mut tensors = Collector::new(&origin, part);
     for (name, file) in weight_files(dir)? {
@@ -150,6 +168,7 @@ where
             Part::Vae => keys::vae(&name, 0).into_iter().collect(),
             Part::ClipL | Part::ClipG if keys::is_clip_buffer(&name) => continue,
             Part::ClipL | Part::ClipG => keys::clip(&name, rows),
+            Part::Transformer | Part::QwenVl => Vec::new(),
         };
         tensors.add(&file, &name, &name, mapped)?;
     }

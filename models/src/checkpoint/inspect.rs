@@ -128,11 +128,11 @@ fn inspect_file(file: &Arc<WeightFile>) -> Inspection {
 fn inspect_folder(root: &Path) -> Result<Inspection, CheckpointError> {
     let kind = folder::kind(root)?;
     let mut found = Inspection::empty(root.display().to_string(), kind, Layout::DiffusersFolder);
-    for (part, dir) in folder::PARTS {
+    for (part, dir) in folder::parts(kind) {
         let dir = root.join(dir);
         if !dir.is_dir() {
-            if kind.parts().contains(&part) {
-                found.missing.push(part);
+            if kind.parts().contains(part) {
+                found.missing.push(*part);
             }
             continue;
         }
@@ -150,7 +150,7 @@ fn inspect_folder(root: &Path) -> Result<Inspection, CheckpointError> {
         }
         found.components.push(summary);
     }
-    if !kind.parts().is_empty() {
+    if matches!(kind, ModelKind::Sdxl | ModelKind::Sd15) {
         match folder::scheduler(root) {
             Ok(prediction) => found.prediction = Some(prediction),
             Err(CheckpointError::Unsupported { reason, .. }) => found.notes.push(reason),

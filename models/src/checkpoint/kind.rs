@@ -4,10 +4,11 @@ use std::fmt;
 
 use serde::Serialize;
 
+use super::keys;
 use crate::weights::Header;
 
-/// Kinds of models that are recognised. Only [`ModelKind::Sdxl`] and [`ModelKind::Sd15`] can be opened as
-/// checkpoints.
+/// Kinds of models that are recognised. [`ModelKind::Sdxl`], [`ModelKind::Sd15`] and [`ModelKind::QwenImage`] can be
+/// drawn with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -24,6 +25,10 @@ pub enum ModelKind {
     Flux,
     /// Qwen-Image.
     QwenImage,
+    /// Qwen2.5-VL alone, which is Qwen-Image's text encoder.
+    QwenVl,
+    /// Qwen-Image's autoencoder alone, which is Wan 2.1's.
+    QwenImageVae,
     /// An autoencoder alone.
     Vae,
     /// The CLIP-L text encoder alone.
@@ -46,6 +51,7 @@ impl ModelKind {
         match self {
             Self::Sdxl => &[Part::UNet, Part::Vae, Part::ClipL, Part::ClipG],
             Self::Sd15 => &[Part::UNet, Part::Vae, Part::ClipL],
+            Self::QwenImage => &[Part::Transformer, Part::Vae, Part::QwenVl],
             _ => &[],
         }
     }
@@ -60,6 +66,8 @@ impl fmt::Display for ModelKind {
             Self::Sd2 => "a Stable Diffusion 2.x model",
             Self::Flux => "a Flux model",
             Self::QwenImage => "a Qwen-Image model",
+            Self::QwenVl => "a Qwen2.5-VL text encoder alone",
+            Self::QwenImageVae => "a Qwen-Image autoencoder (VAE) alone",
             Self::Vae => "an autoencoder (VAE) alone",
             Self::ClipL => "a CLIP-L text encoder alone",
             Self::ClipG => "an OpenCLIP bigG text encoder alone",
@@ -121,6 +129,10 @@ pub enum Part {
     ClipL,
     /// SDXL's second text encoder.
     ClipG,
+    /// Qwen-Image's denoiser.
+    Transformer,
+    /// Qwen-Image's text encoder.
+    QwenVl,
 }
 
 impl fmt::Display for Part {
@@ -130,6 +142,8 @@ impl fmt::Display for Part {
             Self::Vae => "VAE",
             Self::ClipL => "text encoder (CLIP-L)",
             Self::ClipG => "second text encoder (OpenCLIP bigG)",
+            Self::Transformer => "transformer",
+            Self::QwenVl => "text encoder (Qwen2.5-VL)",
         })
     }
 }
@@ -212,6 +226,19 @@ pub(crate) fn classify(header: &Header) -> (ModelKind, Layout) {
 
 /// One network without the rest.
 fn lone_part(header: &Header, has: &impl Fn(&str) -> bool) -> Option<(ModelKind, Layout)> {
+    if keys::is_vae_qwen(header.tensors.keys().map(|name| name.strip_prefix("vae.").unwrap_or(name))) {
+        let wan = has("encoder.downsamples.") || has("vae.encoder.downsamples.");
+        let layout = if wan { Layout::Other } else { Layout::Diffusers };
+        return Some((ModelKind::QwenImageVae, layout));
+    }
+    // Qwen2's attention has biases, Llama's has none.
+    let is_bias = |name: &String| name.ends_with("layers.0.self_attn.k_proj.bias");
+    let of_language_model = |name: &String| matches!(keys::qwen_vl(name), keys::QwenVlKey::Text(_));
+    if header.tensors.keys().any(|name| is_bias(name) && of_language_model(name))
+        && header.tensors.keys().any(|name| name.ends_with("embed_tokens.weight"))
+    {
+        return Some((ModelKind::QwenVl, Layout::Transformers));
+    }
     if has("decoder.up_blocks.") || has("decoder.mid_block.") {
         return Some((ModelKind::Vae, Layout::Diffusers));
     }

@@ -1,6 +1,6 @@
 //! Whole models as people keep them: single files with ldm/sgm names, and diffusers folders. Says what a file
 //! is ([`inspect()`]), and opens Stable Diffusion 1.5 and SDXL checkpoints for the networks to load from
-//! ([`Checkpoint`], or [`CheckpointParts`] where some may be missing). Everything here reads headers and configs only; tensors are copied when networks take them.
+//! ([`Checkpoint`], or [`CheckpointParts`] where some may be missing), and Qwen-Image ([`QwenImageParts`]). Everything here reads headers and configs only; tensors are copied when networks take them.
 
 mod controlnet;
 mod detect;
@@ -11,6 +11,7 @@ pub(crate) mod keys;
 mod kind;
 mod lone_part;
 mod prediction;
+mod qwen_image;
 mod single_file;
 
 use std::path::Path;
@@ -30,6 +31,7 @@ pub use inspect::{ComponentSummary, Inspection, inspect};
 pub(crate) use kind::classify;
 pub use kind::{Layout, ModelKind, Part};
 pub use prediction::{Prediction, PredictionType};
+pub use qwen_image::QwenImageParts;
 
 /// One network of a checkpoint: its shape, and what it loads from.
 #[derive(Debug, Clone)]
@@ -127,6 +129,7 @@ impl CheckpointParts {
             Part::Vae => self.vae.is_some(),
             Part::ClipL => self.clip_l.is_some(),
             Part::ClipG => self.clip_g.is_some(),
+            Part::Transformer | Part::QwenVl => false,
         };
         self.kind.parts().iter().copied().filter(|part| !has(part)).collect()
     }

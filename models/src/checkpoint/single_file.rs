@@ -169,6 +169,7 @@ fn gather(
                 }
                 keys::clip(inner, rows)
             }
+            Part::Transformer | Part::QwenVl => Vec::new(),
         };
         tensors.add(file, name, inner, mapped)?;
     }

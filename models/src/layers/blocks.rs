@@ -47,6 +47,7 @@ impl<B> Blocks<B> {
             let blocks = (0..count).map(|i| load(&weights.scope(i))).collect::<Result<_, _>>()?;
             return Ok(Self::Held(blocks));
         }
+        (0..count).try_for_each(|i| weights.scope(i).note_shapes())?;
         let weights: Vec<Weights> = (0..count).map(|i| weights.scope(i).detached()).collect();
         if let Some(first) = weights.first() {
             // All blocks have one shape: what is wrong with the file shows here and not in the middle of a picture.

@@ -65,6 +65,8 @@ pub struct Kept {
     pub(super) device: Device,
     pub(super) arithmetic: Arithmetic,
     pub(super) tensors: BTreeMap<String, KeptTensor>,
+    /// Whether some of the tensors are only there by shape: their network reads them from the file each time.
+    pub(super) streamed: bool,
 }
 
 impl Kept {
@@ -75,6 +77,7 @@ impl Kept {
             device: device.clone(),
             arithmetic: Arithmetic::default(),
             tensors: BTreeMap::new(),
+            streamed: false,
         }
     }
 
@@ -106,6 +109,11 @@ impl Kept {
     /// Whether any tensor was in 8 bits in the file already: LoRAs cannot be merged into it.
     pub fn is_stored_eight_bit(&self) -> bool {
         self.tensors.values().any(KeptTensor::is_stored_eight_bit)
+    }
+
+    /// Whether the network reads some of its tensors from the file each time: those have a shape here and no content.
+    pub fn is_streamed(&self) -> bool {
+        self.streamed
     }
 
     /// What the network's products are formed in.

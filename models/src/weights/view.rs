@@ -220,7 +220,7 @@ impl Weights {
 
     /// What a network took, to be taken once more.
     pub(super) fn from_kept(kept: Kept) -> Self {
-        let Kept { origin, device, arithmetic, tensors } = kept;
+        let Kept { origin, device, arithmetic, tensors, streamed: _ } = kept;
         let left = tensors.into_iter().map(|(name, kept)| (name, Source::Kept(kept))).collect();
         Self::over(origin, left, device, arithmetic)
     }
@@ -238,6 +238,7 @@ impl Weights {
             device: self.device.clone(),
             arithmetic: self.arithmetic,
             tensors: tensors.unwrap_or_default(),
+            streamed: self.streamed,
         }
     }
 
@@ -300,6 +301,17 @@ impl Weights {
         let left = self.lock().clone();
         let view = Self::over(self.shared.origin.clone(), left, self.device.clone(), self.arithmetic);
         Self { prefix: self.prefix.clone(), ..view }
+    }
+
+    /// Keeps the shapes of what is left in this scope, for those who only bind to layers: no content.
+    pub(crate) fn note_shapes(&self) -> Result<(), WeightsError> {
+        for name in self.names() {
+            let Some(shape) = self.shape(&name) else { continue };
+            let dtype = self.lock().get(&self.full(&name)).and_then(Source::dtype).unwrap_or(DType::F32);
+            let hollow = Tensor::zeros(1, dtype, &self.device)?.broadcast_as(shape)?;
+            self.note(&name, &hollow, KeptOrder::Canonical);
+        }
+        Ok(())
     }
 
     /// What is wrong with a tensor that is missing or of another shape than others of its kind.

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
+use darkroom_models::checkpoint::ModelKind;
 use darkroom_models::unet::{FreeUScales, SIZE_IDS};
 
 use super::Pipeline;
@@ -13,9 +14,10 @@ use crate::guidance::Guidance;
 use crate::latent_request::LatentRequest;
 use crate::noise::{BatchPosition, indexed_noise, initial_noise};
 use crate::picture::Mask;
+use crate::request::{FlowShift, ImageRequest};
 use crate::sample::{Differential, End, Repaint, Sample};
 use crate::sampler::{self, SamplerKind};
-use crate::schedule::ModelSampling;
+use crate::schedule::{self, ModelSampling};
 use crate::speed::StepCache;
 use crate::step_cache::CachedFeatures;
 
@@ -45,7 +47,88 @@ pub(super) struct Run<'a> {
     pub(super) step_cache: Option<StepCache>,
 }
 
+/// The noise levels of a run that is asked for in words.
+pub(super) struct FlowRun {
+    /// What they are of, where that is not the model's own choice.
+    pub(super) sampling: Option<Arc<ModelSampling>>,
+    /// From first to last.
+    pub(super) sigmas: Vec<f32>,
+}
+
+/// How far pictures that are asked for in words have their noise levels moved up, where they do not say: what the
+/// authors of Qwen-Image's few-step LoRAs, and ComfyUI's own workflows, draw with.
+const FLOW_SHIFT: f64 = 3.0;
+
 impl Pipeline {
+    /// Fails for what the model's family cannot do.
+    pub(super) fn check_family(&self, request: &ImageRequest) -> Result<(), PipelineError> {
+        let refuse = |field, what: &str| {
+            let message = format!("is not for {}: {what}", self.kind);
+            Err(PipelineError::Request { field, message })
+        };
+        if self.kind != ModelKind::QwenImage {
+            return match request.shift {
+                Some(_) => refuse("shift", "it predicts no flow"),
+                None => Ok(()),
+            };
+        }
+        if !request.controls.is_empty() {
+            return refuse("controlnets", "its ControlNets are not supported yet");
+        }
+        if request.clip_skip.is_some() {
+            return refuse("clip_skip", "its text encoder is no CLIP");
+        }
+        if request.speed.step_cache.is_some_and(|cache| cache.cache_interval > 1) {
+            return refuse("speed.step_cache", "it has no UNet whose features could be kept");
+        }
+        Ok(())
+    }
+
+    /// The same of a latent's run.
+    fn check_latent_family(&self, request: &LatentRequest) -> Result<(), PipelineError> {
+        if self.network()?.unet().is_some() {
+            return Ok(());
+        }
+        let refuse = |field| {
+            let message = format!("is not for {}, which has no UNet", self.kind);
+            Err(PipelineError::Request { field, message })
+        };
+        if !request.free_u.is_empty() {
+            return refuse("free_u");
+        }
+        if request.speed.step_cache.is_some_and(|cache| cache.cache_interval > 1) {
+            return refuse("speed.step_cache");
+        }
+        Ok(())
+    }
+
+    /// The noise levels that a request asks for, of a picture of `cells` rows and columns.
+    pub(super) fn flow_run(
+        &self,
+        request: &ImageRequest,
+        (height, width): (usize, usize),
+    ) -> Result<FlowRun, PipelineError> {
+        let ImageRequest { scheduler, steps, denoise, sampler, .. } = *request;
+        if self.kind != ModelKind::QwenImage {
+            let sigmas = schedule::sigmas(scheduler, &self.sampling, steps, denoise, sampler)?;
+            return Ok(FlowRun { sampling: None, sigmas });
+        }
+        let (sampling, sigmas) = match request.shift.unwrap_or(FlowShift::Fixed(FLOW_SHIFT)) {
+            FlowShift::Fixed(shift) => {
+                let sampling = ModelSampling::flow(shift, 1.0);
+                let sigmas = schedule::sigmas(scheduler, &sampling, steps, denoise, sampler)?;
+                (sampling, sigmas)
+            }
+            FlowShift::Dynamic => {
+                // Tokens are patches of two by two cells.
+                let tokens = height.div_ceil(2) * width.div_ceil(2);
+                let mu = schedule::dynamic_shift(tokens);
+                (ModelSampling::flux(mu), schedule::dynamic_flow_sigmas(steps, denoise, mu)?)
+            }
+        };
+        Ok(FlowRun { sampling: Some(sampling.into()), sigmas })
+    }
+
     /// The model's noise levels and what it predicts.
     pub fn sampling(&self) -> &ModelSampling {
         &self.sampling
@@ -58,9 +141,13 @@ impl Pipeline {
     /// A value is out of range, an area lies outside the latent, the conditioning or a ControlNet's picture is not of
     /// a size that fits, or the sigmas are none that the sampler can walk.
     pub fn start_latent(&self, request: &LatentRequest) -> Result<Sample, PipelineError> {
-        request.validate(&self.limits, self.unet()?.config().in_channels)?;
+        let network = self.network()?;
+        request.validate(&self.limits, network.latent_channels())?;
+        self.check_latent_family(request)?;
         let latent = request.latent.to_dtype(DType::F32)?.to_device(&self.device)?.contiguous()?;
-        let latent = (latent * self.latent_scale)?;
+        // What is empty stays so, whatever the format's mean.
+        let empty = latent.abs()?.max_all()?.to_scalar::<f32>()? == 0.0;
+        let latent = if empty { latent } else { self.latent_format.to_network(&latent)? };
         let (_, height, width) = latent.dims3()?;
         let sampling = request.sampling.as_deref().unwrap_or(&self.sampling);
         let frame = Frame {
@@ -68,7 +155,7 @@ impl Pipeline {
             width,
             device: &self.device,
             sampling,
-            sized: self.unet()?.config().addition.is_some(),
+            sized: network.unet().is_some_and(|unet| unet.config().addition.is_some()),
         };
         let Sides { positive, negative } = frame.place(&request.positive, request.negative.as_deref())?;
         for placed in positive.iter().chain(negative.iter().flatten()) {
@@ -88,6 +175,7 @@ impl Pipeline {
             scale,
             interval: request.speed.guidance_interval.and_then(|interval| interval.sigmas(sampling)),
             rescale: request.rescale_cfg,
+            velocity_norm: false,
             loras: request.loras.clone(),
             sampling: request.sampling.as_ref().map(Arc::clone),
             cfg_norms: request.cfg_norms.clone(),
@@ -198,21 +286,25 @@ impl Pipeline {
 
     /// Checks that a prompt was encoded for a model like this one.
     fn check_conditioning(&self, placed: &Placed) -> Result<(), PipelineError> {
-        let config = self.unet()?.config();
+        let network = self.network()?;
+        let needed = network.context_width();
         let refuse = |message: String| Err(PipelineError::Request { field: "conditions", message });
         let (context, pooled) = (&placed.text.context, &placed.text.pooled);
         match context.dims() {
-            &[tokens, width] if width == config.cross_attention_dim && (1..=MAX_TOKENS).contains(&tokens) => {
-            }
+            &[tokens, width] if width == needed && (1..=MAX_TOKENS).contains(&tokens) => {}
             other => {
                 return refuse(format!(
-                    "have a context of shape {other:?}, but [1 to {MAX_TOKENS}, {}] is needed: encode the prompt with \
-                     the text encoders of the model",
-                    config.cross_attention_dim
+                    "have a context of shape {other:?}, but [1 to {MAX_TOKENS}, {needed}] is needed: encode the prompt \
+                     with the text encoders of the model"
                 ));
             }
         }
-        let Some(addition) = &config.addition else { return Ok(()) };
+        if network.unet().is_none() && !placed.controls.is_empty() {
+            return refuse(format!("have ControlNets, which {} does not take", self.kind));
+        }
+        let Some(addition) = network.unet().and_then(|unet| unet.config().addition.as_ref()) else {
+            return Ok(());
+        };
         let wanted = addition.projection_input_dim - SIZE_IDS * addition.time_embed_dim;
         match pooled.as_ref().map(Tensor::dims) {
             Some(&[width]) if width == wanted => Ok(()),

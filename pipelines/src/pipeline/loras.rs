@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use darkroom_models::lora::{self, Lora, LoraFile, LoraPart, LoraTarget};
+use darkroom_models::qwen_image::QwenImageTransformer2DModel;
 use darkroom_models::unet::UNet2DConditionModel;
 use darkroom_models::weights::{Kept, KeptTensor};
 use darkroom_models::{ComputeType, Computed};
@@ -10,6 +11,7 @@ use darkroom_models::{ComputeType, Computed};
 use super::Pipeline;
 use crate::PipelineError;
 use crate::lora::{LoraSet, StackedLora};
+use crate::network::Network;
 
 /// What becomes of merged weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,7 +38,7 @@ impl Pipeline {
     pub fn bind_lora(&self, file: &LoraFile) -> Result<Lora, PipelineError> {
         let target = LoraTarget {
             unet: &self.kept.unet,
-            unet_config: self.unet.as_ref().map(UNet2DConditionModel::config),
+            unet_config: self.network.as_ref().and_then(Network::unet).map(UNet2DConditionModel::config),
             clip_l: &self.kept.clip_l,
             clip_g: self.kept.clip_g.as_ref(),
         };
@@ -58,6 +60,13 @@ impl Pipeline {
         Ok(LoraSet::new(stack, unet, clip_l, clip_g))
     }
 
+    /// Whether LoRAs can be merged into the weights so that the picture does not show it. In 8 bits a changed layer would be
+    /// rounded anew; blocks that are read from the file each time are not there to be changed.
+    pub fn can_merge(&self) -> bool {
+        let kept = &self.kept.unet;
+        kept.computed() != Computed::Fp8 && !kept.is_stored_eight_bit() && !kept.is_streamed()
+    }
+
     /// This pipeline with a stack merged into its UNet's weights. It shares everything that the stack does not change;
     /// dropping it leaves this one as it was. It draws samples of this very stack only.
     pub fn with_merged(&self, set: &Arc<LoraSet>, rounding: Rounding) -> Result<Self, PipelineError> {
@@ -67,9 +76,14 @@ impl Pipeline {
         };
         let replaced = merge(&self.kept.unet, &set.unet_stack())?;
         let weights = self.kept.unet.with_replaced(replaced);
-        let unet = UNet2DConditionModel::load(self.unet()?.config(), &weights)?;
+        let network = match self.network()? {
+            Network::UNet(unet) => Network::UNet(UNet2DConditionModel::load(unet.config(), &weights)?),
+            Network::QwenImage(transformer) => {
+                Network::QwenImage(QwenImageTransformer2DModel::load(transformer.config(), &weights)?)
+            }
+        };
         weights.finish()?;
-        Ok(Self { unet: Some(unet), merged: Some(Arc::clone(set)), ..self.clone() })
+        Ok(Self { network: Some(network), merged: Some(Arc::clone(set)), ..self.clone() })
     }
 
     /// Bytes that [`Self::with_merged`] takes beside this pipeline's own.

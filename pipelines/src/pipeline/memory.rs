@@ -4,7 +4,9 @@ use darkroom_models::ComputeType;
 use darkroom_models::arithmetic::Range;
 use darkroom_models::weights::Weights;
 
-use super::{Parts, Pipeline};
+use super::Pipeline;
+use super::load::Parts;
+use crate::network::Network;
 use crate::speed::{Speed, StepCache};
 
 /// Context tokens that a row is taken to have: prompts of four chunks. Each further chunk of SDXL's takes 0.6 MB.
@@ -24,17 +26,16 @@ impl Pipeline {
     /// sample is two rows where it has a negative prompt, else one. What samples keep between steps
     /// ([`Pipeline::cache_bytes`]) comes to it.
     pub fn step_bytes(&self, rows: usize, height: usize, width: usize) -> usize {
-        let Some(unet) = &self.unet else { return 0 };
-        let config = unet.config();
-        let latent = config.in_channels.saturating_mul(height).saturating_mul(width);
+        let Some(network) = &self.network else { return 0 };
+        let latent = network.latent_channels().saturating_mul(height).saturating_mul(width);
         let latents = rows.saturating_mul(LATENTS).saturating_mul(latent).saturating_mul(size_of::<f32>());
-        unet.forward_bytes(rows, height, width, TOKENS).saturating_add(latents)
+        network.forward_bytes(rows, height, width, TOKENS).saturating_add(latents)
     }
 
     /// Most bytes that a sample of two rows keeps between its steps with `speed`: features that evaluations share.
     pub fn cache_bytes(&self, speed: &Speed, height: usize, width: usize) -> usize {
         let (Some(unet), Some(StepCache { cache_interval: 2.., cache_branch_id })) =
-            (&self.unet, speed.step_cache)
+            (self.network.as_ref().and_then(Network::unet), speed.step_cache)
         else {
             return 0;
         };
@@ -44,14 +45,14 @@ impl Pipeline {
 
     /// The same for the settings that keep most.
     pub fn most_cache_bytes(&self, height: usize, width: usize) -> usize {
-        let Some(unet) = &self.unet else { return 0 };
+        let Some(unet) = self.network.as_ref().and_then(Network::unet) else { return 0 };
         let each = (0..unet.config().skip_count()).map(|branch| unet.kept_bytes(branch, height, width));
         each.max().unwrap_or(0).saturating_mul(2)
     }
 
-    /// Kinds of the UNet's passes that a GPU replays from a recording.
+    /// Kinds of the network's passes that a GPU replays from a recording.
     pub fn recordings(&self) -> usize {
-        self.unet.as_ref().map_or(0, darkroom_models::unet::UNet2DConditionModel::recordings)
+        self.network.as_ref().map_or(0, Network::recordings)
     }
 
     /// Most bytes that decoding one latent of `height × width` cells in one piece takes. [`Pipeline::decode`] itself

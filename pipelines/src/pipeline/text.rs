@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use darkroom_models::checkpoint::Part;
 use darkroom_models::clip::ClipTextEncoder;
 
 use super::{Pipeline, PromptText};
@@ -12,6 +13,7 @@ use crate::prompt::{
     self, CHUNK_LEN, CLIP_G_PAD, CLIP_L_PAD, EncoderEmbeddings, PromptLimits, Segment, TokenChunk,
     TokenChunks,
 };
+use crate::text_encoders::TextEncoders;
 
 impl PromptText {
     /// Whether it may name embeddings, which come from files that may change.
@@ -43,13 +45,13 @@ impl Pipeline {
         clip_skip: Option<usize>,
         loras: Option<&Arc<LoraSet>>,
     ) -> Result<Conditioning, PipelineError> {
-        let Some(clip_g) = &self.clip_g else {
+        let Some(clip_g) = self.text.clip_g() else {
             return Err(PipelineError::Request {
                 field: "clip",
                 message: "has one text encoder; a text for each of two needs an SDXL model".into(),
             });
         };
-        let clip_l = self.clip_l()?;
+        let clip_l = self.text.clip_l().ok_or_else(|| self.missing(Part::ClipL))?;
         let mut l = self.rows(("text_l", &parse("text_l", text_l, &self.limits.prompt)?), clip_l, Side::L)?;
         let mut g = self.rows(("text_g", &parse("text_g", text_g, &self.limits.prompt)?), clip_g, Side::G)?;
         let longest = l.chunks.len().max(g.chunks.len());
@@ -81,10 +83,13 @@ impl Pipeline {
             Side::L => (CLIP_L_PAD, "clip_l"),
             Side::G => (CLIP_G_PAD, "clip_g"),
         };
+        let TextEncoders::Clip { tokenizer, .. } = &self.text else {
+            return Err(self.missing(Part::ClipL));
+        };
         let source = self.embeddings.as_deref();
         let embeddings = EncoderEmbeddings { source, key, width: encoder.config().hidden_size };
         let limits = &self.limits.prompt;
-        let rows = prompt::chunk_with_embeddings(segments, &self.tokenizer, pad, limits, &embeddings)
+        let rows = prompt::chunk_with_embeddings(segments, tokenizer, pad, limits, &embeddings)
             .map_err(|source| PipelineError::Prompt { field, source })?;
         for warning in &rows.warnings {
             tracing::warn!("{warning}");

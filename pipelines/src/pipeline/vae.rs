@@ -18,7 +18,7 @@ impl Pipeline {
         Ok(darkroom_models::device::moved(latent, &self.vae_device)?)
     }
 
-    /// The picture of a latent, `[4, h, w]` in VAE units. `tiling`: in which tiles; `None`: in one piece, or by tiles
+    /// The picture of a latent, `[channels, h, w]` in VAE units. `tiling`: in which tiles; `None`: in one piece, or by tiles
     /// where that would not fit.
     pub fn decode_latent(&self, latent: &Tensor, tiling: Option<Tiling>) -> Result<Picture, PipelineError> {
         let latent = self.to_decoder(latent)?.unsqueeze(0)?;
@@ -28,7 +28,7 @@ impl Pipeline {
         Picture::from_tensor(&vae.decode_with(&latent, tiling)?.get(0)?)
     }
 
-    /// A picture's latent, `[4, h/8, w/8]` in VAE units on the CPU: the mean of its distribution. Sides are cut to
+    /// A picture's latent, `[channels, h/8, w/8]` in VAE units on the CPU: the mean of its distribution. Sides are cut to
     /// multiples of 8, evenly from both ends.
     pub fn encode_latent(&self, picture: &Picture, tiling: Option<Tiling>) -> Result<Tensor, PipelineError> {
         let cells = |pixels: usize| pixels / PIXELS_PER_CELL;

@@ -2,11 +2,13 @@
 //! that pick from it. Names and numbers are ComfyUI's, arithmetic is torch's single precision.
 
 mod beta;
+mod dynamic;
 pub mod explicit;
 mod model_sampling;
 mod process;
 mod scheduler;
 
+pub(crate) use dynamic::{dynamic_flow_sigmas, dynamic_shift};
 pub use model_sampling::{ModelSampling, Prediction};
 pub(crate) use model_sampling::{exp, ln};
 pub use process::Process;

@@ -65,7 +65,15 @@ enum Timesteps {
         /// The timestep of noise alone.
         multiplier: f64,
     },
+    /// The same with a shift that is given as an exponent; the timestep is the noise level itself.
+    Exponential {
+        /// The exponent.
+        mu: f64,
+    },
 }
+
+/// Entries of the table of models whose shift is an exponent.
+const FLUX_TIMESTEPS: usize = 10_000;
 
 impl ModelSampling {
     /// The schedule of Stable Diffusion 1.5 and SDXL: 1000 timesteps, betas `linspace(√0.00085, √0.012)²`; of these,
@@ -99,6 +107,17 @@ impl ModelSampling {
         let mut sampling = Self { prediction: Prediction::Flow, sigmas: Vec::new(), timesteps };
         let share = |t: usize| t as f32 / TIMESTEPS as f32;
         sampling.sigmas = (1..=TIMESTEPS).map(|t| sampling.sigma(share(t) * multiplier as f32)).collect();
+        sampling
+    }
+
+    /// The schedule of models whose noise levels are moved up by an exponent (ComfyUI's `ModelSamplingFlux`; its own for
+    /// Qwen-Image where no node says another is 1.15): sigmas from near 0 to 1, timesteps the same.
+    #[must_use]
+    pub fn flux(mu: f64) -> Self {
+        let timesteps = Timesteps::Exponential { mu };
+        let mut sampling = Self { prediction: Prediction::Flow, sigmas: Vec::new(), timesteps };
+        sampling.sigmas =
+            (1..=FLUX_TIMESTEPS).map(|t| sampling.sigma(t as f32 / FLUX_TIMESTEPS as f32)).collect();
         sampling
     }
 
@@ -159,6 +178,7 @@ impl ModelSampling {
         let (stride, log_sigmas) = match &self.timesteps {
             Timesteps::Table { stride, log_sigmas } => (*stride, log_sigmas),
             Timesteps::Flow { multiplier, .. } => return sigma * *multiplier as f32,
+            Timesteps::Exponential { .. } => return sigma,
         };
         let log_sigma = ln(sigma);
         let distance = |index: usize| (log_sigma - log_sigmas[index]).abs();
@@ -185,6 +205,10 @@ impl ModelSampling {
                     shift => (shift as f32 * t) / (1.0 + (shift - 1.0) as f32 * t),
                 };
             }
+            Timesteps::Exponential { mu } => {
+                let factor = mu.exp() as f32;
+                return factor / (factor + (1.0 / timestep - 1.0));
+            }
         };
         let t = (timestep - (stride - 1) as f32) / stride as f32;
         let t = t.clamp(0.0, (log_sigmas.len() - 1) as f32);
@@ -203,7 +227,11 @@ impl ModelSampling {
         match self.timesteps {
             Timesteps::Table { .. } if percent <= 0.0 => 999_999_999.9,
             Timesteps::Table { .. } => self.sigma(((1.0 - percent) * 999.0) as f32),
-            Timesteps::Flow { .. } if percent <= 0.0 => 1.0,
+            Timesteps::Flow { .. } | Timesteps::Exponential { .. } if percent <= 0.0 => 1.0,
+            Timesteps::Exponential { mu } => {
+                let factor = mu.exp();
+                (factor / (factor + (1.0 / (1.0 - percent) - 1.0))) as f32
+            }
             Timesteps::Flow { shift, .. } => {
                 let t = 1.0 - percent;
                 (shift * t / (1.0 + (shift - 1.0) * t)) as f32

@@ -132,8 +132,7 @@ impl DeviceThread {
     /// Merges a set of LoRAs into the weights when all samples of the model have it and are at it for a while yet: a
     /// step with merged weights costs no more than one without LoRAs. Never puts anything out for it.
     fn consider_merging(&mut self, key: &BatchKey, pipeline: &Arc<Pipeline>) {
-        // In 8 bits a merged layer is rounded anew, and the picture would show when that happened.
-        if pipeline.computed() == Computed::Fp8 {
+        if !pipeline.can_merge() {
             return;
         }
         let mut set: Option<&Arc<LoraSet>> = None;

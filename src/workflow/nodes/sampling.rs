@@ -22,8 +22,6 @@ use crate::workflow::event::Event;
 use crate::workflow::value::{Cond, CondControl, Model, Noise, SamplingChange};
 use crate::workflow::{Context, Latent, Mask};
 
-/// Channels of a latent.
-const CHANNELS: usize = 4;
 /// Pixels a side of a latent cell.
 const CELL: usize = 8;
 
@@ -143,12 +141,12 @@ pub(super) struct Drawn {
 /// # Errors
 /// When something of it does not do, does not go together or cannot be had; when the prompt is interrupted.
 pub(super) fn denoise(context: &Context<'_>, job: &Job<'_>) -> Result<Drawn, NodeError> {
-    let latent = with_channels(job.latent)?;
+    let model = Borrowed::model(context, &job.model.origin)?;
+    let latent = with_channels(job.latent, model.pipeline.latent_channels())?;
     if job.sigmas.is_empty() {
         let latent = Arc::new(latent);
         return Ok(Drawn { latent: Arc::clone(&latent), denoised: latent });
     }
-    let model = Borrowed::model(context, &job.model.origin)?;
     let requests = requests(context, &model, job, &latent)?;
     let samples: Result<Vec<_>, PipelineError> =
         requests.iter().map(|request| model.pipeline.start_latent(request)).collect();
@@ -193,27 +191,27 @@ pub(super) fn denoise(context: &Context<'_>, job: &Job<'_>) -> Result<Drawn, Nod
     })
 }
 
-/// The latent with as many channels as networks take. An empty one may have others: it says only how large.
-fn with_channels(latent: &Latent) -> Result<Latent, NodeError> {
+/// The latent with as many channels as the network takes. An empty one may have others: it says only how large.
+fn with_channels(latent: &Latent, wanted: usize) -> Result<Latent, NodeError> {
     let refuse = |message: String| Err(NodeError::input("latent_image", message));
     let (batch, channels, height, width) = match *latent.samples.dims() {
         [batch, channels, height, width] if batch * channels * height * width > 0 => {
             (batch, channels, height, width)
         }
         ref other => {
-            return refuse(format!("has shape {other:?}, must be [batch, {CHANNELS}, height, width]"));
+            return refuse(format!("has shape {other:?}, must be [batch, {wanted}, height, width]"));
         }
     };
-    if channels == CHANNELS {
+    if channels == wanted {
         return Ok(latent.clone());
     }
     if latent.samples.abs()?.max_all()?.to_scalar::<f32>()? != 0.0 {
         return refuse(format!(
-            "has {channels} channels and was made for another kind of model, which takes {CHANNELS}: encode it with \
+            "has {channels} channels and was made for another kind of model, which takes {wanted}: encode it with \
              this model's VAE"
         ));
     }
-    let samples = Tensor::zeros((batch, CHANNELS, height, width), DType::F32, &Device::Cpu)?;
+    let samples = Tensor::zeros((batch, wanted, height, width), DType::F32, &Device::Cpu)?;
     Ok(Latent { samples, ..latent.clone() })
 }
 

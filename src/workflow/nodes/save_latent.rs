@@ -22,7 +22,7 @@ const MAX_BYTES: u64 = 256 << 20;
 /// Longest side of a latent, cells: a picture of 16384 pixels.
 const MAX_SIDE: usize = 2048;
 /// Channels of the latents that Darkroom's models have.
-const CHANNELS: usize = 4;
+const CHANNELS: [usize; 2] = [4, 16];
 /// The samples, and what says that they are not scaled for the network.
 const SAMPLES: &str = "latent_tensor";
 const UNSCALED: &str = "latent_format_version_0";
@@ -87,16 +87,27 @@ fn decode(bytes: &[u8]) -> Result<Tensor, String> {
     let damaged = |error: &dyn std::fmt::Display| format!("it is no file of latents: {error}");
     let file = safetensors::SafeTensors::deserialize(bytes).map_err(|error| damaged(&error))?;
     let view = file.tensor(SAMPLES).map_err(|error| damaged(&error))?;
-    let [_, channels, height, width] = view.shape() else {
-        return Err(format!("its latents have the shape {:?}, not [batch, 4, height, width]", view.shape()));
+    // Models of videos, of which Qwen-Image's autoencoder is one, have a frame's number before the rows.
+    let (channels, height, width) = match view.shape() {
+        [_, channels, height, width] | [_, channels, 1, height, width] => (channels, height, width),
+        other => {
+            return Err(format!("its latents have the shape {other:?}, not [batch, channels, height, width]"));
+        }
     };
-    if *channels != CHANNELS {
-        return Err(format!("its latents have {channels} channels; Darkroom's models have {CHANNELS}"));
+    if !CHANNELS.contains(channels) {
+        let [first, second] = CHANNELS;
+        return Err(format!(
+            "its latents have {channels} channels; Darkroom's models have {first}, Qwen-Image {second}"
+        ));
     }
     if view.data().is_empty() || *height > MAX_SIDE || *width > MAX_SIDE {
         return Err(format!("its latents have the shape {:?}; sides are 1 to {MAX_SIDE}", view.shape()));
     }
     let samples = tensor(&view).map_err(|error| damaged(&error))?;
+    let samples = match samples.rank() {
+        5 => samples.squeeze(2).map_err(|error| damaged(&error))?,
+        _ => samples,
+    };
     let is_unscaled = file.names().contains(&UNSCALED);
     let samples = if is_unscaled { Ok(samples) } else { samples.affine(1.0 / SCALE, 0.0) };
     samples.map_err(|error| damaged(&error))

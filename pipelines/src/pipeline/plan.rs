@@ -1,0 +1,199 @@
+//! Where Qwen-Image's networks go: on the device for good, or block by block from their files. Told by headers alone,
+//! before anything is read.
+
+use std::fmt;
+
+use candle_core::Device;
+use darkroom_models::ComputeType;
+use darkroom_models::arithmetic::Range;
+use darkroom_models::checkpoint::{Component, QwenImageParts};
+use darkroom_models::qwen_image::{QwenImageConfig, QwenImageTransformer2DModel};
+use darkroom_models::vae_qwen::AutoencoderKlQwenImage;
+use darkroom_models::weights::Weights;
+
+use super::LoadOptions;
+
+/// Sides of the picture that a plan leaves room for, in cells: 1328 pixels.
+const PLANNED_SIDE: usize = 166;
+/// Tokens of the prompt that a plan leaves room for.
+const PLANNED_TOKENS: usize = 512;
+/// Bytes that the decoder is given; it goes by tiles where it would take more.
+const DECODER: u64 = 2 << 30;
+
+/// Whether a network's blocks stay in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Placement {
+    /// On the device, for good.
+    Resident,
+    /// In the file; each block is brought to the device when its turn comes.
+    Streamed,
+}
+
+impl fmt::Display for Placement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Resident => "resident",
+            Self::Streamed => "streamed",
+        })
+    }
+}
+
+/// One network of a plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PlannedPart {
+    /// Bytes of all of its weights as they would be held.
+    pub bytes: u64,
+    /// Bytes of its blocks among them.
+    pub blocks: u64,
+    /// Bytes of its largest block.
+    pub largest_block: u64,
+    /// Where its blocks are.
+    pub placement: Placement,
+}
+
+impl PlannedPart {
+    /// Of a network that is not there.
+    const NONE: Self = Self { bytes: 0, blocks: 0, largest_block: 0, placement: Placement::Resident };
+
+    /// All of it stays.
+    fn of(weights: &Weights, blocks: &str) -> Self {
+        let scope = weights.scope(blocks);
+        let each = (0..).map(|i| scope.scope(i).bytes()).take_while(|bytes| *bytes > 0);
+        let largest_block = each.max().unwrap_or(0);
+        Self { bytes: weights.bytes(), blocks: scope.bytes(), largest_block, placement: Placement::Resident }
+    }
+
+    /// Bytes that are on the device whatever runs.
+    pub fn resident_bytes(&self) -> u64 {
+        match self.placement {
+            Placement::Resident => self.bytes,
+            Placement::Streamed => self.bytes.saturating_sub(self.blocks),
+        }
+    }
+
+    /// Bytes that come to it while this network runs.
+    pub fn passing_bytes(&self) -> u64 {
+        match self.placement {
+            Placement::Resident => 0,
+            Placement::Streamed => self.largest_block,
+        }
+    }
+}
+
+/// Where everything goes, and what that takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryPlan {
+    /// The language model that reads prompts.
+    pub text_encoder: PlannedPart,
+    /// The denoising network.
+    pub transformer: PlannedPart,
+    /// The autoencoder.
+    pub vae: PlannedPart,
+    /// Bytes that a step takes beside the weights, for one picture of 1328 x 1328 with guidance.
+    pub step_bytes: u64,
+    /// Bytes that decoding takes beside the weights, by tiles if need be.
+    pub decode_bytes: u64,
+    /// Bytes that there are; `None`: enough.
+    pub budget: Option<u64>,
+}
+
+impl MemoryPlan {
+    /// The plan for `parts` on `device`: everything stays where there is room for it and for a step; else the text
+    /// encoder is streamed, which works once a prompt; else the transformer too.
+    pub fn of(parts: &QwenImageParts, device: &Device, options: &LoadOptions) -> Self {
+        let transformer = parts.transformer.as_ref().map(|part| {
+            (transformer_weights(part, options.compute_type), "transformer_blocks", &part.config)
+        });
+        let text = parts.text_encoder.as_ref().map(|part| part.weights.on(device));
+        let vae = parts.vae.as_ref();
+        let vae_bytes =
+            vae.map_or(0, |part| part.weights.computing(options.compute_type, Range::Wide).bytes());
+        let decode = vae.map_or(0, |part| {
+            AutoencoderKlQwenImage::decode_bytes_of(&part.config, PLANNED_SIDE, PLANNED_SIDE) as u64
+        });
+        let step = transformer.as_ref().map_or(0, |(_, _, config)| {
+            let side = PLANNED_SIDE;
+            QwenImageTransformer2DModel::forward_bytes_of(config, 2, side, side, PLANNED_TOKENS) as u64
+        });
+        let mut plan = Self {
+            text_encoder: text.map_or(PlannedPart::NONE, |weights| PlannedPart::of(&weights, "model.layers")),
+            transformer: transformer
+                .map_or(PlannedPart::NONE, |(weights, blocks, _)| PlannedPart::of(&weights, blocks)),
+            vae: PlannedPart { bytes: vae_bytes, ..PlannedPart::NONE },
+            step_bytes: step,
+            decode_bytes: decode.min(DECODER),
+            budget: options.budget,
+        };
+        for part in [|plan: &mut Self| &mut plan.text_encoder, |plan: &mut Self| &mut plan.transformer] {
+            if plan.budget.is_some_and(|budget| plan.peak_bytes() > budget) {
+                part(&mut plan).placement = Placement::Streamed;
+            }
+        }
+        plan
+    }
+
+    /// Bytes of weights that are always on the device.
+    pub fn resident_bytes(&self) -> u64 {
+        [self.text_encoder, self.transformer, self.vae].iter().map(PlannedPart::resident_bytes).sum()
+    }
+
+    /// Most bytes that are on the device at any time.
+    pub fn peak_bytes(&self) -> u64 {
+        let working = [
+            self.text_encoder.passing_bytes(),
+            self.transformer.passing_bytes().saturating_add(self.step_bytes),
+            self.decode_bytes,
+        ];
+        self.resident_bytes().saturating_add(working.into_iter().max().unwrap_or(0))
+    }
+}
+
+/// The transformer's weights as the network takes them. Its activations reach beyond `f16`.
+pub(super) fn transformer_weights(part: &Component<QwenImageConfig>, compute_type: ComputeType) -> Weights {
+    part.weights.computing(compute_type, Range::WideTransformer)
+}
+
+/// Gibibytes.
+struct Gib(u64);
+
+impl fmt::Display for Gib {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.2} GiB", self.0 as f64 / f64::from(1u32 << 30))
+    }
+}
+
+impl fmt::Display for MemoryPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(budget) = self.budget {
+            writeln!(f, "  budget          {:>10}", Gib(budget).to_string())?;
+        }
+        let parts =
+            [("text encoder", self.text_encoder), ("transformer", self.transformer), ("VAE", self.vae)];
+        for (name, part) in parts {
+            write!(f, "  {name:<15} {:>10}  {}", Gib(part.bytes).to_string(), part.placement)?;
+            if part.placement == Placement::Streamed {
+                let (resident, passing) = (part.resident_bytes(), part.passing_bytes());
+                write!(f, ": {} stay, {} at a time come from the file", Gib(resident), Gib(passing))?;
+            }
+            writeln!(f)?;
+        }
+        writeln!(
+            f,
+            "  a step          {:>10}  one picture of 1328x1328 with guidance",
+            Gib(self.step_bytes).to_string()
+        )?;
+        writeln!(
+            f,
+            "  decoding        {:>10}  by tiles where it would take more",
+            Gib(self.decode_bytes).to_string()
+        )?;
+        write!(f, "  at most         {:>10}", Gib(self.peak_bytes()).to_string())?;
+        match self.budget {
+            Some(budget) if self.peak_bytes() > budget => write!(f, "  more than there is"),
+            Some(budget) => {
+                write!(f, "  {} are left for more pictures a step", Gib(budget - self.peak_bytes()))
+            }
+            None => Ok(()),
+        }
+    }
+}
