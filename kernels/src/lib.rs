@@ -23,6 +23,7 @@ mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod device;
+mod e4m3;
 mod fp8;
 mod geglu;
 mod group_norm;

@@ -3,8 +3,10 @@
 use candle_core::{Result, Tensor, bail};
 
 use crate::Precision;
+use crate::cpu::element::Element;
 use crate::cpu::gemm::{self, Dense, Problem};
 use crate::cpu::isa::Isa;
+use crate::cpu::pointwise;
 use crate::cpu::tensors::{self, with_elements};
 use crate::reference;
 
@@ -35,28 +37,7 @@ pub fn linear_add(
     residual: Option<&Tensor>,
     precision: Precision,
 ) -> Result<Tensor> {
-    let (out, inner) = weight.dims2()?;
-    if x.dims().last() != Some(&inner) || bias.is_some_and(|b| b.dims() != [out]) {
-        let bias = bias.map(Tensor::shape);
-        bail!("linear: x {:?}, weight {:?} and bias {bias:?} do not fit", x.shape(), weight.shape());
-    }
-    if x.elem_count() == 0 || out == 0 {
-        bail!("linear: x {:?} or weight {:?} is empty", x.shape(), weight.shape());
-    }
-    let mut dims = x.dims().to_vec();
-    if let Some(last) = dims.last_mut() {
-        *last = out;
-    }
-    if let Some(residual) = residual
-        && (residual.dims() != dims || residual.dtype() != x.dtype())
-    {
-        bail!(
-            "linear: a residual {:?} of {:?} does not fit to {dims:?} of {:?}",
-            residual.shape(),
-            residual.dtype(),
-            x.dtype()
-        );
-    }
+    check("linear", x, weight, bias, residual)?;
     if tensors::takes_activation(x) && tensors::takes_weight(weight) {
         return on_cpu(Isa::detect(), precision, x, weight, bias, residual);
     }
@@ -74,6 +55,39 @@ pub fn linear_add(
     }
 }
 
+/// What `operation`, a product of `x` and `weight`, refuses; else the shape of its result.
+pub(crate) fn check(
+    operation: &str,
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    residual: Option<&Tensor>,
+) -> Result<Vec<usize>> {
+    let (out, inner) = weight.dims2()?;
+    if x.dims().last() != Some(&inner) || bias.is_some_and(|b| b.dims() != [out]) {
+        let bias = bias.map(Tensor::shape);
+        bail!("{operation}: x {:?}, weight {:?} and bias {bias:?} do not fit", x.shape(), weight.shape());
+    }
+    if x.elem_count() == 0 || out == 0 {
+        bail!("{operation}: x {:?} or weight {:?} is empty", x.shape(), weight.shape());
+    }
+    let mut dims = x.dims().to_vec();
+    if let Some(last) = dims.last_mut() {
+        *last = out;
+    }
+    if let Some(residual) = residual
+        && (residual.dims() != dims || residual.dtype() != x.dtype())
+    {
+        bail!(
+            "{operation}: a residual {:?} of {:?} does not fit to {dims:?} of {:?}",
+            residual.shape(),
+            residual.dtype(),
+            x.dtype()
+        );
+    }
+    Ok(dims)
+}
+
 fn on_cpu(
     isa: Isa,
     precision: Precision,
@@ -82,8 +96,40 @@ fn on_cpu(
     bias: Option<&Tensor>,
     residual: Option<&Tensor>,
 ) -> Result<Tensor> {
-    let (x, weight) = (x.contiguous()?, weight.contiguous()?);
-    let (n, depth) = weight.dims2()?;
+    let weight = weight.contiguous()?;
+    let (storage, layout) = weight.storage_and_layout();
+    let (out, inner) = weight.dims2()?;
+    let elements = tensors::elements(&storage, layout)?;
+    with_elements!(elements, elements => {
+        let weight = Weight { elements, out, inner, scales: None };
+        product(isa, precision, x, weight, bias, residual)
+    })
+}
+
+/// A weight's elements, and what they are worth.
+pub(crate) struct Weight<'a, E> {
+    /// `[out, inner]`
+    pub(crate) elements: &'a [E],
+    pub(crate) out: usize,
+    pub(crate) inner: usize,
+    /// One for all or one for each of `out`; `None`: 1.
+    pub(crate) scales: Option<Vec<f32>>,
+}
+
+/// `x · weightᵀ · scales + bias + residual` on the CPU; shapes have been [checked](check).
+pub(crate) fn product<E: Element>(
+    isa: Isa,
+    precision: Precision,
+    x: &Tensor,
+    weight: Weight<'_, E>,
+    bias: Option<&Tensor>,
+    residual: Option<&Tensor>,
+) -> Result<Tensor> {
+    let x = x.contiguous()?;
+    let Weight { elements: w, out: n, inner: depth, scales } = weight;
+    if w.len() != n * depth {
+        bail!("linear: a weight of {} elements is not {n} x {depth}", w.len());
+    }
     let m = x.elem_count() / depth;
     let mut dims = x.dims().to_vec();
     if let Some(last) = dims.last_mut() {
@@ -94,22 +140,26 @@ fn on_cpu(
     let residual = residual.as_ref().map(Tensor::storage_and_layout);
     let residual = residual.as_ref().map(|(storage, layout)| tensors::floats(storage, layout)).transpose()?;
     let (x_storage, x_layout) = x.storage_and_layout();
-    let (w_storage, w_layout) = weight.storage_and_layout();
     let a = Dense { elements: tensors::floats(&x_storage, x_layout)?, width: depth };
-    let w = tensors::elements(&w_storage, w_layout)?;
+    let w = Dense { elements: w, width: depth };
     // SAFETY: the kernel is one the machine has; sizes were checked by the caller; every element of `C` is
     // written, before it is added to where there is a residual, which is as large as `C`.
     unsafe {
         tensors::build(dims, |c| {
-            if let Some(residual) = residual {
-                c.copy_from_nonoverlapping(residual.as_ptr(), residual.len());
-            }
-            with_elements!(w, w => {
-                let w = Dense { elements: w, width: depth };
+            let Some(scales) = scales else {
+                if let Some(residual) = residual {
+                    c.copy_from_nonoverlapping(residual.as_ptr(), residual.len());
+                }
                 let accumulate = residual.is_some();
                 let problem = Problem { m, n, depth, a, w, bias: bias.as_deref(), accumulate };
                 gemm::solve(isa, precision, &problem, c);
-            });
+                return Ok(());
+            };
+            gemm::solve(isa, precision, &Problem { m, n, depth, a, w, bias: None, accumulate: false }, c);
+            let scales =
+                if scales.len() == n { scales } else { vec![scales.first().copied().unwrap_or(1.0); n] };
+            let bias = bias.unwrap_or_else(|| vec![0.0; n]);
+            pointwise::scale_columns(isa, c, m, &scales, &bias, residual);
             Ok(())
         })
     }

@@ -40,7 +40,7 @@ pub(crate) fn quick_gelu<M: Arithmetic>(x: f32) -> f32 {
 /// `x · Φ(x)` by its tanh approximation: `x · sigmoid(2 √(2/π) (x + 0.044715 x³))`.
 #[inline(always)]
 pub(crate) fn gelu_tanh<M: Arithmetic>(x: f32) -> f32 {
-    const SLOPE: f32 = -1.595_769_1; // −2 √(2/π)
+    const SLOPE: f32 = -1.595_769; // −2 √(2/π)
     let cubic = M::multiply_add(0.044_715 * x * x, x, x);
     x / (1.0 + exp::<M>(SLOPE * cubic))
 }

@@ -1,10 +1,10 @@
-//! Fast paths for CPU tensors: `f32` activations, weights in `f32`, `f16` or `bf16`.
+//! Fast paths for CPU tensors: `f32` activations, weights in `f32`, `f16`, `bf16` or 8 bits.
 //!
 //! The public functions of the crate check shapes and then ask for these; whatever they do not take (another
 //! device, another activation type) goes to [`crate::reference`]. Instruction sets are chosen at run time.
 
 pub(crate) mod attention;
-mod element;
+pub(crate) mod element;
 pub(crate) mod gemm;
 pub(crate) mod isa;
 pub(crate) mod math;

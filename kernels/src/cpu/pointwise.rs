@@ -1,4 +1,4 @@
-//! Operations that touch each element once: activations, the GEGLU gate, nearest upsampling.
+//! Operations that touch each element once: activations, gates, scales of columns, nearest upsampling.
 
 use super::isa::Isa;
 use super::math;
@@ -105,6 +105,60 @@ impl Body for Gate<'_> {
         for (i, (&value, &gate)) in self.value.iter().zip(self.gate).enumerate() {
             // SAFETY: `out` has room for as many elements as there are gates.
             unsafe { *self.out.add(i) = value * math::gelu::<M>(gate) };
+        }
+    }
+}
+
+/// `y · scales + bias + residual` in place, for `rows` rows of `y`.
+///
+/// # Safety
+/// `isa` is one the machine has; `y` holds `rows · scales.len()` floats, which nobody else touches; `bias` is as long as
+/// `scales`, which is not empty, and `residual` as `y`.
+pub(crate) unsafe fn scale_columns(
+    isa: Isa,
+    y: *mut f32,
+    rows: usize,
+    scales: &[f32],
+    bias: &[f32],
+    residual: Option<&[f32]>,
+) {
+    let width = scales.len();
+    let step = (TASK_FLOATS / width).max(1);
+    let y = Shared::new(y);
+    parallel::for_each(rows.div_ceil(step), |task| {
+        let first = task * step;
+        for row in first..(first + step).min(rows) {
+            // SAFETY: each task has its own rows.
+            let y = unsafe { std::slice::from_raw_parts_mut(y.get().add(row * width), width) };
+            let residual = residual.map(|residual| &residual[row * width..][..width]);
+            vector::run(isa, ScaleColumns { y, scales, bias, residual });
+        }
+    });
+}
+
+/// `y · scales + bias + residual` of one row.
+struct ScaleColumns<'a> {
+    y: &'a mut [f32],
+    scales: &'a [f32],
+    bias: &'a [f32],
+    residual: Option<&'a [f32]>,
+}
+
+impl Body for ScaleColumns<'_> {
+    #[inline(always)]
+    fn run<M: Arithmetic>(self) {
+        let scaled = self.y.iter_mut().zip(self.scales).zip(self.bias);
+        match self.residual {
+            Some(residual) => {
+                for (((y, &scale), &bias), &residual) in scaled.zip(residual) {
+                    *y = M::multiply_add(*y, scale, bias) + residual;
+                }
+            }
+            None => {
+                for ((y, &scale), &bias) in scaled {
+                    *y = M::multiply_add(*y, scale, bias);
+                }
+            }
         }
     }
 }

@@ -3,6 +3,8 @@
 use candle_core::{CpuStorage, DType, Device, Layout, Result, Shape, Storage, Tensor, bail};
 use half::{bf16, f16};
 
+use super::element::E4m3;
+
 /// A weight tensor's elements in the type they are stored in.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Elements<'a> {
@@ -56,6 +58,19 @@ pub(crate) fn cpu_elements<'a>(storage: &'a CpuStorage, layout: &Layout) -> Resu
         CpuStorage::F16(all) => Ok(Elements::F16(all.get(range).ok_or_else(outside)?)),
         CpuStorage::BF16(all) => Ok(Elements::Bf16(all.get(range).ok_or_else(outside)?)),
         _ => bail!("weights are f32, f16 or bf16 on the CPU"),
+    }
+}
+
+/// The elements of a contiguous `u8` tensor as codes of e4m3. Not one of [`Elements`]: only who knows that bytes are
+/// codes may read them so.
+pub(crate) fn codes<'a>(storage: &'a Storage, layout: &Layout) -> Result<&'a [E4m3]> {
+    let range = layout.contiguous_offsets().map(|(start, end)| start..end);
+    match (storage, range) {
+        (Storage::Cpu(CpuStorage::U8(all)), Some(range)) => match all.get(range) {
+            Some(codes) => Ok(E4m3::of(codes)),
+            None => bail!("a tensor's layout reaches outside its storage"),
+        },
+        _ => bail!("codes are contiguous u8 on the CPU"),
     }
 }
 

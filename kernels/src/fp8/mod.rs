@@ -3,12 +3,15 @@
 //!
 //! Weights are rounded once, activations at every call with scales found on the way ("dynamic"). On the CPU the same
 //! codes are multiplied in `f32`: no faster than without, but it shows what the rounding costs.
+//!
+//! [`linear_widened`] keeps the weights in 8 bits and everything else as it is.
 
-mod e4m3;
+mod widened;
 
 use candle_core::{DType, Device, Result, Storage, Tensor, bail};
 
-use crate::{Precision, linear, linear_add};
+pub use self::widened::linear_widened;
+use crate::{e4m3, linear};
 
 pub use e4m3::number as number_of_e4m3;
 
@@ -219,22 +222,6 @@ pub fn linear_fp8(
     sum.to_dtype(x.dtype())
 }
 
-/// `x · weightᵀ + bias + residual` with `x` as it is: only the weight is in 8 bits. Shapes as [`linear_fp8`]'s; sides may be
-/// any.
-///
-/// # Errors
-/// When the shapes or types do not fit each other or `x` is empty.
-pub fn linear_widened(
-    x: &Tensor,
-    weight: &Fp8Weight,
-    bias: Option<&Tensor>,
-    residual: Option<&Tensor>,
-    precision: Precision,
-) -> Result<Tensor> {
-    let wide = weight.widened()?.to_device(x.device())?.to_dtype(x.dtype())?;
-    linear_add(x, &wide, bias, residual, precision)
-}
-
 /// The numbers that codes stand for, unscaled.
 fn numbers(codes: &Tensor) -> Result<Tensor> {
     let codes = codes.contiguous()?;
@@ -242,9 +229,7 @@ fn numbers(codes: &Tensor) -> Result<Tensor> {
     let Storage::Cpu(storage) = &*storage else { bail!("fp8: codes are widened on the CPU") };
     let all: &[u8] = storage.as_slice()?;
     let range = layout.contiguous_offsets().map_or(0..0, |(from, to)| from..to);
-    let table: Vec<f32> = (0..=u8::MAX).map(e4m3::number).collect();
-    let wide =
-        all.get(range).unwrap_or_default().iter().map(|code| table[usize::from(*code)]).collect::<Vec<_>>();
+    let wide = all.get(range).unwrap_or_default().iter().map(|code| e4m3::number(*code)).collect::<Vec<_>>();
     Tensor::from_vec(wide, codes.shape(), &Device::Cpu)
 }
 

@@ -1,13 +1,14 @@
 //! The 8-bit float e4m3 (OCP 8-bit Floating Point Specification): a sign, four bits of exponent with bias 7, three of
 //! fraction, no infinities, 448 the largest.
 //!
-//! The same steps as in `kernels/cuda/prelude.cuh`, so that both give the same codes.
+//! Rounding takes the same steps as in `kernels/cuda/prelude.cuh`, so that both give the same codes. Below both
+//! [`crate::cpu`], where codes are multiplied, and the functions of [`crate::Fp8Weight`].
 
 /// The largest number that has a code.
-pub(super) const LARGEST: f32 = 448.0;
+pub(crate) const LARGEST: f32 = 448.0;
 
 /// The code of the number nearest to `x`, ties to even; beyond the largest it saturates. What is no number stays so.
-pub(super) fn code(x: f32) -> u8 {
+pub(crate) fn code(x: f32) -> u8 {
     let bits = x.to_bits();
     let sign = ((bits >> 24) & 0x80) as u8;
     let size = x.abs();
@@ -29,14 +30,30 @@ pub(super) fn code(x: f32) -> u8 {
 }
 
 /// The number that `code` stands for.
+#[inline(always)]
 pub fn number(code: u8) -> f32 {
-    let sign = if code & 0x80 == 0 { 1.0 } else { -1.0 };
-    let (exponent, fraction) = (i32::from(code >> 3 & 15), f32::from(code & 7));
-    match (exponent, code & 7) {
+    /// All of them: looking one up is faster than putting it together.
+    static NUMBERS: [f32; 256] = {
+        let mut numbers = [0.0; 256];
+        let mut code = 0;
+        while code < 256 {
+            numbers[code as usize] = decoded(code);
+            code += 1;
+        }
+        numbers
+    };
+    NUMBERS[usize::from(code)]
+}
+
+const fn decoded(code: u32) -> f32 {
+    let (exponent, fraction) = (code >> 3 & 15, code & 7);
+    let size = match (exponent, fraction) {
         (15, 7) => f32::NAN,
-        (0, _) => sign * fraction / 512.0,
-        _ => sign * (1.0 + fraction / 8.0) * 2f32.powi(exponent - 7),
-    }
+        (0, _) => fraction as f32 / 512.0,
+        // The exponent's bias of 7 becomes 127.
+        _ => f32::from_bits((exponent + 120) << 23 | fraction << 20),
+    };
+    if code & 0x80 == 0 { size } else { -size }
 }
 
 #[cfg(test)]
