@@ -2,6 +2,8 @@
 
 use candle_core::{Result, Tensor, bail};
 
+use crate::cpu::isa::Isa;
+use crate::cpu::{rotary as fast, tensors};
 use crate::reference;
 
 /// Which two numbers of a head are turned together.
@@ -30,5 +32,30 @@ pub fn rotary(x: &Tensor, heads: usize, cos: &Tensor, sin: &Tensor, pairs: Rotar
             sin.shape()
         );
     }
-    reference::rotary(x, heads, cos, sin, pairs)
+    if !tensors::takes_activation(x) {
+        return reference::rotary(x, heads, cos, sin, pairs);
+    }
+    on_cpu(Isa::detect(), x, heads, cos, sin, pairs)
+}
+
+fn on_cpu(
+    isa: Isa,
+    x: &Tensor,
+    heads: usize,
+    cos: &Tensor,
+    sin: &Tensor,
+    pairs: RotaryPairs,
+) -> Result<Tensor> {
+    let x = x.contiguous()?;
+    let (cos, sin) = (tensors::widened(cos)?, tensors::widened(sin)?);
+    let (storage, layout) = x.storage_and_layout();
+    let elements = tensors::floats(&storage, layout)?;
+    let (_, tokens, inner) = x.dims3()?;
+    // SAFETY: the caller has checked the shapes; every element is written.
+    unsafe {
+        tensors::build(x.shape(), |out| {
+            fast::rotate(isa, elements, &cos, &sin, [tokens, heads, inner / heads / 2], pairs, out);
+            Ok(())
+        })
+    }
 }

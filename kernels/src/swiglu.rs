@@ -2,6 +2,8 @@
 
 use candle_core::{Result, Tensor, bail};
 
+use crate::cpu::isa::Isa;
+use crate::cpu::{pointwise, tensors};
 use crate::reference;
 
 /// `silu(gate) · value`, both of one shape and type.
@@ -18,5 +20,23 @@ pub fn swiglu(gate: &Tensor, value: &Tensor) -> Result<Tensor> {
             value.dtype()
         );
     }
-    reference::swiglu(gate, value)
+    if !tensors::takes_activation(gate) || !tensors::takes_activation(value) {
+        return reference::swiglu(gate, value);
+    }
+    on_cpu(Isa::detect(), gate, value)
+}
+
+fn on_cpu(isa: Isa, gate: &Tensor, value: &Tensor) -> Result<Tensor> {
+    let (gate, value) = (gate.contiguous()?, value.contiguous()?);
+    let (gate_storage, gate_layout) = gate.storage_and_layout();
+    let (value_storage, value_layout) = value.storage_and_layout();
+    let gates = tensors::floats(&gate_storage, gate_layout)?;
+    let values = tensors::floats(&value_storage, value_layout)?;
+    // SAFETY: the caller has checked the shapes; every element is written.
+    unsafe {
+        tensors::build(gate.shape(), |out| {
+            pointwise::swiglu(isa, gates, values, out);
+            Ok(())
+        })
+    }
 }

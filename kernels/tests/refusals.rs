@@ -3,9 +3,10 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 use darkroom_kernels::{
-    Activation, AttentionMask, Conv2dGeometry, Padding, activate, add, add_layer_norm, add_row_shift,
-    attention, concat_channels, conv2d, geglu, group_norm, group_norm_shifted, layer_norm, linear, sampling,
-    sinusoid, to_rgb8, upsample_nearest_2x,
+    Activation, AttentionMask, Conv2dGeometry, Fp8Weight, Padding, Precision, RotaryPairs, activate, add,
+    add_gated, add_layer_norm, add_row_shift, attention, concat_channels, conv2d, geglu, group_norm,
+    group_norm_shifted, layer_norm, linear, linear_widened, modulated_layer_norm, rms_norm, rotary, sampling,
+    sinusoid, swiglu, to_rgb8, upsample_nearest_2x,
 };
 use proptest::prelude::*;
 
@@ -37,6 +38,16 @@ fn an_empty_batch_is_refused_by_name() {
     assert_refused(concat_channels(&zeros(&[2, 0]), &zeros(&[2, 4])), "concat_channels");
     assert_refused(sinusoid(&zeros(&[0]), 8), "sinusoid");
     assert_refused(to_rgb8(&zeros(&[1, 0, 4, 3])), "to_rgb8");
+    assert_refused(rms_norm(&zeros(&[0, 4]), &b, 1e-6, Activation::Silu), "rms_norm");
+    let rows = zeros(&[0, 4]);
+    assert_refused(modulated_layer_norm(&q, &rows, &rows, 1e-6), "modulated_layer_norm");
+    assert_refused(add_gated(&q, &q, &rows), "add_gated");
+    let angles = zeros(&[3, 1]);
+    assert_refused(rotary(&q, 2, &angles, &angles, RotaryPairs::Halves), "rotary");
+    assert_refused(swiglu(&rows, &rows), "swiglu");
+    let codes = Tensor::zeros((8, 4), DType::U8, &Device::Cpu).unwrap();
+    let weight = Fp8Weight::from_codes(codes, 1.0).unwrap();
+    assert_refused(linear_widened(&rows, &weight, None, None, Precision::Full), "linear_widened");
     assert_refused(sampling::guide(&zeros(&[0]), &zeros(&[0]), 2.0), "guide");
     assert_refused(sampling::linear_combination(&[]), "linear_combination");
     assert_refused(sampling::scale_latents(&[], DType::F32), "scale_latents");
@@ -66,6 +77,35 @@ fn shapes_that_do_not_fit_are_refused_by_name() {
     assert_refused(sinusoid(&zeros(&[2]), 0), "sinusoid");
     assert_refused(sinusoid(&x, 8), "sinusoid");
     assert_refused(to_rgb8(&x), "to_rgb8");
+}
+
+#[test]
+fn what_transformers_are_made_of_refuses_shapes_that_do_not_fit_by_name() {
+    let (x, b, rows) = (zeros(&[2, 3, 8]), zeros(&[8]), zeros(&[2, 8]));
+    assert_refused(rms_norm(&x, &zeros(&[7]), 1e-6, Activation::Identity), "rms_norm");
+    assert_refused(rms_norm(&x, &zeros(&[1, 8]), 1e-6, Activation::Identity), "rms_norm");
+    assert_refused(modulated_layer_norm(&x, &rows, &b, 1e-6), "modulated_layer_norm");
+    assert_refused(modulated_layer_norm(&x, &zeros(&[3, 8]), &rows, 1e-6), "modulated_layer_norm");
+    assert_refused(add_gated(&x, &zeros(&[2, 4, 8]), &rows), "add_gated");
+    assert_refused(add_gated(&x, &x.to_dtype(DType::F16).unwrap(), &rows), "add_gated");
+    assert_refused(add_gated(&x, &x, &zeros(&[2, 3, 8])), "add_gated");
+    for (heads, cos, sin) in [
+        (2, [3, 1], [3, 1]),
+        (2, [2, 2], [2, 2]),
+        (2, [3, 2], [3, 1]),
+        (3, [3, 1], [3, 1]),
+        (8, [3, 1], [3, 1]),
+        (0, [3, 2], [3, 2]),
+        (usize::MAX, [3, 2], [3, 2]),
+    ] {
+        for pairs in [RotaryPairs::Adjacent, RotaryPairs::Halves] {
+            assert_refused(rotary(&x, heads, &zeros(&cos), &zeros(&sin), pairs), "rotary");
+        }
+    }
+    assert_refused(swiglu(&x, &zeros(&[2, 3, 7])), "swiglu");
+    assert_refused(swiglu(&x, &x.to_dtype(DType::F16).unwrap()), "swiglu");
+    assert!(Fp8Weight::from_codes(zeros(&[4, 8]), 1.0).is_err());
+    assert!(Fp8Weight::from_codes(Tensor::zeros(8, DType::U8, &Device::Cpu).unwrap(), 1.0).is_err());
 }
 
 #[test]
@@ -131,6 +171,14 @@ proptest! {
         let _ = concat_channels(&x, &w);
         let _ = sinusoid(&x, n);
         let _ = to_rgb8(&x);
+        let _ = rms_norm(&x, &bias, 1e-6, Activation::GeluTanh);
+        let _ = modulated_layer_norm(&x, &bias, &w, 1e-6);
+        let _ = add_gated(&x, &w, &bias);
+        let _ = rotary(&x, n, &bias, &bias, RotaryPairs::Adjacent);
+        let _ = swiglu(&x, &w);
+        if let Ok(weight) = Fp8Weight::from_codes(w.to_dtype(DType::U8).unwrap(), 1.0) {
+            let _ = linear_widened(&x, &weight, Some(&bias), None, Precision::Bf16);
+        }
         let _ = sampling::guide(&x, &w, 2.0);
         let _ = sampling::linear_combination(&[(&x, 1.0), (&w, 2.0)]);
         let _ = sampling::scale_latents(&[(&x, 1.0), (&w, 2.0)], DType::F16);

@@ -14,6 +14,7 @@ pub(crate) mod norm;
 pub(crate) mod oracle;
 pub(crate) mod parallel;
 pub(crate) mod pointwise;
+pub(crate) mod rotary;
 pub(crate) mod scratch;
 pub(crate) mod tensors;
 pub(crate) mod vector;

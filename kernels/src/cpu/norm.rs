@@ -1,4 +1,4 @@
-//! Group and layer normalisation.
+//! Group, layer and root-mean-square normalisation.
 //!
 //! Group statistics are gathered per channel as sums of differences from a pivot (the channel's first value),
 //! in `f32` over short runs of positions and in `f64` beyond, so a large common offset costs no accuracy.
@@ -231,6 +231,62 @@ impl Body for Rows<'_> {
                 let y = M::multiply_add((x[c] - mean) * inverse, self.weight[c], bias[c]);
                 // SAFETY: `c < width`.
                 unsafe { *out.add(c) = y };
+            }
+        }
+    }
+}
+
+/// Writes `activation(x / √(mean(x²) + eps) · weight)` of each row of `x` to `out`.
+///
+/// # Safety
+/// `isa` is one the machine has; `x` holds whole rows of `weight.len()` floats, `out` has room for as many, and `weight` is
+/// not empty.
+pub(crate) unsafe fn rms_norm(
+    isa: Isa,
+    x: &[f32],
+    weight: &[f32],
+    eps: f64,
+    activation: Activation,
+    out: *mut f32,
+) {
+    let width = weight.len();
+    let rows = x.len() / width;
+    let step = (TASK_FLOATS / width).clamp(1, rows);
+    let (eps, out) = (eps as f32, Shared::new(out));
+    parallel::for_each(rows.div_ceil(step), |task| {
+        let first = task * step * width;
+        let x = &x[first..(first + step * width).min(x.len())];
+        // SAFETY: each task writes its own rows.
+        let out = unsafe { out.get().add(first) };
+        match activation {
+            Activation::Identity => vector::run(isa, RootMeanSquare::<0> { x, weight, eps, out }),
+            Activation::Silu => vector::run(isa, RootMeanSquare::<1> { x, weight, eps, out }),
+            Activation::Gelu => vector::run(isa, RootMeanSquare::<2> { x, weight, eps, out }),
+            Activation::QuickGelu => vector::run(isa, RootMeanSquare::<3> { x, weight, eps, out }),
+            Activation::GeluTanh => vector::run(isa, RootMeanSquare::<4> { x, weight, eps, out }),
+        }
+    });
+}
+
+/// Root-mean-square normalisation of whole rows.
+struct RootMeanSquare<'a, const ACTIVATION: usize> {
+    x: &'a [f32],
+    weight: &'a [f32],
+    eps: f32,
+    out: *mut f32,
+}
+
+impl<const ACTIVATION: usize> Body for RootMeanSquare<'_, ACTIVATION> {
+    #[inline(always)]
+    fn run<M: Arithmetic>(self) {
+        let width = self.weight.len();
+        for (row, x) in self.x.chunks_exact(width).enumerate() {
+            // SAFETY: `out` has room for as many rows as `x` has.
+            let out = unsafe { self.out.add(row * width) };
+            let inverse = 1.0 / (sum::<M, true>(x, 0.0) / width as f32 + self.eps).sqrt();
+            for (c, (&x, &weight)) in x.iter().zip(self.weight).enumerate() {
+                // SAFETY: `c < width`.
+                unsafe { *out.add(c) = activated::<M, ACTIVATION>(x * inverse * weight) };
             }
         }
     }

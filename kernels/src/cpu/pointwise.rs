@@ -109,6 +109,82 @@ impl Body for Gate<'_> {
     }
 }
 
+/// Writes `silu(gate) · value` to `out`.
+///
+/// # Safety
+/// `isa` is one the machine has; `value` is as long as `gate`, and `out` has room for as many floats.
+pub(crate) unsafe fn swiglu(isa: Isa, gate: &[f32], value: &[f32], out: *mut f32) {
+    let out = Shared::new(out);
+    parallel::for_each(gate.len().div_ceil(TASK_FLOATS), |task| {
+        let first = task * TASK_FLOATS;
+        let own = first..(first + TASK_FLOATS).min(gate.len());
+        // SAFETY: each task writes its own elements.
+        let out = unsafe { out.get().add(first) };
+        vector::run(isa, SiluGate { value: &value[own.clone()], gate: &gate[own], out });
+    });
+}
+
+/// `silu(gate) · value`.
+struct SiluGate<'a> {
+    value: &'a [f32],
+    gate: &'a [f32],
+    out: *mut f32,
+}
+
+impl Body for SiluGate<'_> {
+    #[inline(always)]
+    fn run<M: Arithmetic>(self) {
+        for (i, (&value, &gate)) in self.value.iter().zip(self.gate).enumerate() {
+            // SAFETY: `out` has room for as many elements as there are gates.
+            unsafe { *self.out.add(i) = math::silu::<M>(gate) * value };
+        }
+    }
+}
+
+/// Writes `x + gate · y` to `out`; `x`, `y: [b, tokens, channels]`, `gate: [b, channels]`.
+///
+/// # Safety
+/// `isa` is one the machine has; the slices are as large as that, no side being zero, and `out` as `x`.
+pub(crate) unsafe fn add_gated(
+    isa: Isa,
+    x: &[f32],
+    y: &[f32],
+    gate: &[f32],
+    [tokens, channels]: [usize; 2],
+    out: *mut f32,
+) {
+    let rows = x.len() / channels;
+    let step = (TASK_FLOATS / channels).max(1);
+    let out = Shared::new(out);
+    parallel::for_each(rows.div_ceil(step), |task| {
+        for row in task * step..((task + 1) * step).min(rows) {
+            let own = row * channels..(row + 1) * channels;
+            let gate = &gate[row / tokens * channels..][..channels];
+            // SAFETY: each task writes its own rows.
+            let out = unsafe { out.get().add(row * channels) };
+            vector::run(isa, Gated { x: &x[own.clone()], y: &y[own], gate, out });
+        }
+    });
+}
+
+/// `x + gate · y`.
+struct Gated<'a> {
+    x: &'a [f32],
+    y: &'a [f32],
+    gate: &'a [f32],
+    out: *mut f32,
+}
+
+impl Body for Gated<'_> {
+    #[inline(always)]
+    fn run<M: Arithmetic>(self) {
+        for (i, ((&x, &y), &gate)) in self.x.iter().zip(self.y).zip(self.gate).enumerate() {
+            // SAFETY: `out` has room for as many elements as `x` has.
+            unsafe { *self.out.add(i) = M::multiply_add(y, gate, x) };
+        }
+    }
+}
+
 /// `y · scales + bias + residual` in place, for `rows` rows of `y`.
 ///
 /// # Safety
