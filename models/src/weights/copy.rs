@@ -28,6 +28,26 @@ pub(super) enum Order {
         /// Kernel height times width.
         taps: usize,
     },
+    /// `[out, inputs, frames, taps] -> [out, taps, inputs]` of the last frame alone: what a causal convolution over
+    /// time makes of a single picture.
+    LastFrame {
+        /// Input channels.
+        inputs: usize,
+        /// Kernel's length in time.
+        frames: usize,
+        /// Kernel height times width.
+        taps: usize,
+    },
+}
+
+impl Order {
+    /// Of how many stored elements one is wanted.
+    fn stored_per_wanted(self) -> usize {
+        match self {
+            Self::LastFrame { frames, .. } => frames,
+            _ => 1,
+        }
+    }
 }
 
 /// A stored floating-point element. Finite numbers are told by their exponent bits, all ones in NaN and
@@ -87,27 +107,31 @@ pub(super) fn copy<E: Element>(
     order: Order,
     done: impl Fn(Range<usize>) + Sync,
 ) -> Result<Vec<E>, usize> {
-    let count = source.len() / E::BYTES;
+    let each = order.stored_per_wanted();
+    let count = source.len() / E::BYTES / each.max(1);
     // Zeroed memory comes lazily from the system, so this costs no pass over it.
     let mut target = vec![E::default(); count];
     // How many elements depend on one another: pieces are whole multiples.
     let unit = match order {
         Order::Stored => 1,
         Order::Transposed { rows, .. } => rows,
-        Order::ChannelsLast { inputs, taps } => inputs * taps,
+        Order::ChannelsLast { inputs, taps } | Order::LastFrame { inputs, taps, .. } => inputs * taps,
     };
     if count == 0 || unit == 0 {
         return Ok(target);
     }
     let piece = unit * (PIECE / unit).max(1);
     let copy_piece = |(number, target): (usize, &mut [E])| -> Option<usize> {
-        let start = number * piece;
-        let range = start * E::BYTES..(start + target.len()) * E::BYTES;
+        let start = number * piece * each;
+        let range = start * E::BYTES..(start + target.len() * each) * E::BYTES;
         let own = source.get(range.clone()).unwrap_or_default();
         let bad = match order {
             Order::Stored => stored(own, target, exponent).map(|index| start + index),
             Order::ChannelsLast { inputs, taps } => {
-                channels_last(own, target, inputs, taps, exponent).map(|index| start + index)
+                channels_last(own, target, [inputs, 1, taps], exponent).map(|index| start + index)
+            }
+            Order::LastFrame { inputs, frames, taps } => {
+                channels_last(own, target, [inputs, frames, taps], exponent).map(|index| start + index)
             }
             Order::Transposed { rows, columns } => {
                 transposed(source, target, rows, columns, start / rows, exponent)
@@ -136,12 +160,19 @@ pub(super) fn reorder<E: Element>(source: &[E], order: Order) -> Vec<E> {
         Order::Transposed { columns, .. } => {
             (0..columns).flat_map(|column| source.iter().skip(column).step_by(columns)).copied().collect()
         }
-        Order::ChannelsLast { inputs, taps } => source
-            .chunks_exact((inputs * taps).max(1))
-            .flat_map(|out| (0..taps).flat_map(move |tap| out.iter().skip(tap).step_by(taps)))
-            .copied()
-            .collect(),
+        Order::ChannelsLast { inputs, taps } => reordered(source, [inputs, 1, taps]),
+        Order::LastFrame { inputs, frames, taps } => reordered(source, [inputs, frames, taps]),
     }
+}
+
+/// `[out, inputs, frames, taps] -> [out, taps, inputs]` of the last frame.
+fn reordered<E: Element>(source: &[E], [inputs, frames, taps]: [usize; 3]) -> Vec<E> {
+    let (kernel, last) = (frames * taps, frames.saturating_sub(1) * taps);
+    source
+        .chunks_exact((inputs * kernel).max(1))
+        .flat_map(|out| (last..kernel).flat_map(move |tap| out.iter().skip(tap).step_by(kernel)))
+        .copied()
+        .collect()
 }
 
 fn not_finite<E: Element>(value: E, exponent: u32) -> bool {
@@ -158,25 +189,33 @@ pub(super) fn stored<E: Element>(source: &[u8], target: &mut [E], exponent: u32)
     if bad { target.iter().position(|value| not_finite(*value, exponent)) } else { None }
 }
 
+/// The last of `frames`; what is not copied is not looked at.
 fn channels_last<E: Element>(
     source: &[u8],
     target: &mut [E],
-    inputs: usize,
-    taps: usize,
+    [inputs, frames, taps]: [usize; 3],
     exponent: u32,
 ) -> Option<usize> {
-    let out = inputs * taps;
+    let (out, kernel) = (inputs * taps, frames * taps);
+    let last = (kernel - taps) * E::BYTES;
     let mut bad = false;
-    for (target, source) in target.chunks_exact_mut(out).zip(source.chunks_exact(out * E::BYTES)) {
-        for (input, source) in source.chunks_exact(taps * E::BYTES).enumerate() {
+    for (target, source) in target.chunks_exact_mut(out).zip(source.chunks_exact(inputs * kernel * E::BYTES))
+    {
+        for (input, source) in source.chunks_exact(kernel * E::BYTES).enumerate() {
             let column = target[input..].iter_mut().step_by(inputs);
-            for (value, bytes) in column.zip(source.chunks_exact(E::BYTES)) {
+            for (value, bytes) in column.zip(source[last..].chunks_exact(E::BYTES)) {
                 *value = E::decode(bytes);
                 bad |= not_finite(*value, exponent);
             }
         }
     }
-    if bad { first_bad::<E>(source, exponent) } else { None }
+    if !bad {
+        return None;
+    }
+    source
+        .chunks_exact(E::BYTES)
+        .enumerate()
+        .position(|(index, bytes)| index % kernel >= kernel - taps && not_finite(E::decode(bytes), exponent))
 }
 
 fn transposed<E: Element>(
@@ -235,6 +274,33 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn the_last_frame_is_copied_alone() {
+        let (out, inputs, frames, taps) = (300, 70, 3, 9);
+        let order = Order::LastFrame { inputs, frames, taps };
+        let mut values: Vec<f32> = (0..out * inputs * frames * taps).map(|i| i as f32).collect();
+        values[0] = f32::NAN; // in the first frame, which nobody wants
+        let released = AtomicUsize::new(0);
+        let copied: Vec<f32> = copy(&bytes(&values), F32_EXPONENT, order, |range| {
+            released.fetch_add(range.len(), Ordering::Relaxed);
+        })
+        .unwrap();
+        assert_eq!(copied.len(), out * inputs * taps);
+        assert_eq!(released.into_inner(), values.len() * 4);
+        for o in 0..out {
+            for i in 0..inputs {
+                for k in 0..taps {
+                    let value = values[((o * inputs + i) * frames + frames - 1) * taps + k];
+                    assert_eq!(copied[(o * taps + k) * inputs + i], value);
+                }
+            }
+        }
+        assert_eq!(reorder(&values, order), copied);
+        let bad = values.len() - 3;
+        values[bad] = f32::INFINITY;
+        assert_eq!(copy::<f32>(&bytes(&values), F32_EXPONENT, order, |_| {}), Err(bad));
     }
 
     #[test]

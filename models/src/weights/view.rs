@@ -562,6 +562,37 @@ impl Weights {
         Ok(tensor)
     }
 
+    /// Takes the weight `name`, `[out, in, frames, height, width]`, of a convolution that is causal in time, and gives
+    /// what it comes to for a picture with nothing before it: its last frame, channels-last, `[out, height, width, in]`.
+    ///
+    /// # Errors
+    /// As [`Weights::take`]; of the other frames nothing but their shape is checked.
+    pub fn take_conv3d_last(&self, name: &str, shape: [usize; 5]) -> Result<Tensor, WeightsError> {
+        let [out, inputs, frames, height, width] = shape;
+        let stored = match self.claim(name)? {
+            Source::Stored(stored) => stored,
+            Source::Kept(kept) => {
+                let shape = [out, inputs, height, width];
+                return self.claim_kept(name, kept, KeptOrder::ChannelsLast, &shape);
+            }
+        };
+        let info = stored.file.info(&stored.name)?;
+        if stored.transform != Transform::None || info.shape != shape || frames == 0 {
+            return Err(mismatch(&stored, info, &shape));
+        }
+        let order = Order::LastFrame { inputs, frames, taps: height * width };
+        let target = [out, height, width, inputs];
+        let tensor =
+            self.converted(&stored.file.read(&stored.name, info, None, order, &target, &self.device)?)?;
+        self.note(name, &tensor, KeptOrder::ChannelsLast);
+        Ok(tensor)
+    }
+
+    /// Leaves `name` out, if it is there: the network has it, and what is asked of it here does not use it.
+    pub(crate) fn leave_out(&self, name: &str) {
+        self.lock().remove(&self.full(name));
+    }
+
     /// Fails when tensors are left in this scope that nothing took.
     pub fn finish(&self) -> Result<(), WeightsError> {
         let left = self.lock();
