@@ -52,6 +52,24 @@ impl Conv2d {
         })
     }
 
+    /// What a causal convolution over frames, `weight: [outputs, inputs, kernel, kernel, kernel]`, does to a single
+    /// picture, whose size it keeps: before the first frame there are zeros, so only the last of the kernel counts.
+    pub(crate) fn load_causal(
+        weights: &Weights,
+        inputs: usize,
+        outputs: usize,
+        kernel: usize,
+    ) -> Result<Self, WeightsError> {
+        let weight = weights.take_conv3d_last("weight", [outputs, inputs, kernel, kernel, kernel])?;
+        Ok(Self {
+            name: weights.layer(),
+            weight,
+            bias: weights.take("bias", &[outputs])?.to_dtype(DType::F32)?,
+            geometry: Conv2dGeometry { stride: 1, padding: Padding::all(kernel / 2) },
+            precision: weights.precision(),
+        })
+    }
+
     /// `[b, h, w, inputs] -> [b, h', w', outputs]`.
     pub(crate) fn forward(&self, x: &Tensor, adapters: &Adapters) -> candle_core::Result<Tensor> {
         let (geometry, precision) = (self.geometry, self.precision);

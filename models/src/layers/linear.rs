@@ -42,7 +42,20 @@ impl Linear {
         inputs: usize,
         outputs: usize,
     ) -> Result<Self, WeightsError> {
-        let weight = weights.take_matrix("weight", &[outputs, inputs, 1, 1])?;
+        Self::load_kernel_of_one(weights, outputs, &[outputs, inputs, 1, 1])
+    }
+
+    /// The same of a 1×1×1 convolution over frames, `weight: [outputs, inputs, 1, 1, 1]`.
+    pub(crate) fn load_pointwise_3d(
+        weights: &Weights,
+        inputs: usize,
+        outputs: usize,
+    ) -> Result<Self, WeightsError> {
+        Self::load_kernel_of_one(weights, outputs, &[outputs, inputs, 1, 1, 1])
+    }
+
+    fn load_kernel_of_one(weights: &Weights, outputs: usize, shape: &[usize]) -> Result<Self, WeightsError> {
+        let weight = weights.take_matrix("weight", shape)?;
         let bias = Some(load_bias(weights, outputs)?);
         Ok(Self { name: weights.layer(), weight, bias, precision: weights.precision() })
     }
