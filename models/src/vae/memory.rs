@@ -3,8 +3,7 @@
 use super::{AutoencoderKl, VaeConfig};
 
 /// ComfyUI's tile and overlap, in latent cells.
-const DEFAULT_TILE: usize = 64;
-const DEFAULT_OVERLAP: usize = 16;
+const DEFAULT: [usize; 2] = [64, 16];
 /// Below this, overlaps are most of the work and seams begin to show.
 const SMALLEST_TILE: usize = 16;
 
@@ -39,20 +38,26 @@ impl AutoencoderKl {
     /// How to decode a latent of `height × width` cells within `budget` bytes: whole if it fits, else in
     /// ComfyUI's tiles, else in the largest of their halves that fits (or the smallest one, if none does).
     pub fn decode_tiling(&self, height: usize, width: usize, budget: usize) -> Tiling {
-        tiling(|h, w| self.decode_bytes(h, w), height, width, budget)
+        tiling(|h, w| self.decode_bytes(h, w), [height, width], DEFAULT, budget)
     }
 
     /// The same for encoding.
     pub fn encode_tiling(&self, height: usize, width: usize, budget: usize) -> Tiling {
-        tiling(|h, w| self.encode_bytes(h, w), height, width, budget)
+        tiling(|h, w| self.encode_bytes(h, w), [height, width], DEFAULT, budget)
     }
 }
 
-fn tiling(bytes: impl Fn(usize, usize) -> usize, height: usize, width: usize, budget: usize) -> Tiling {
+/// How to work on `height × width` cells within `budget`: whole, or in tiles of `[tile, overlap]` cells or of halves of
+/// them, of which each takes `bytes`.
+pub(crate) fn tiling(
+    bytes: impl Fn(usize, usize) -> usize,
+    [height, width]: [usize; 2],
+    [mut tile, mut overlap]: [usize; 2],
+    budget: usize,
+) -> Tiling {
     if bytes(height, width) <= budget {
         return Tiling::Whole;
     }
-    let (mut tile, mut overlap) = (DEFAULT_TILE, DEFAULT_OVERLAP);
     while tile > SMALLEST_TILE && bytes(tile, tile) > budget {
         (tile, overlap) = (tile / 2, overlap / 2);
     }
@@ -61,7 +66,7 @@ fn tiling(bytes: impl Fn(usize, usize) -> usize, height: usize, width: usize, bu
 
 /// A residual block at its worst: input, normed input and first convolution; or input, normed middle and
 /// second convolution; or both branches and their sum.
-fn resnet(inputs: usize, outputs: usize) -> usize {
+pub(crate) fn resnet(inputs: usize, outputs: usize) -> usize {
     (2 * inputs + outputs).max(inputs + 2 * outputs).max(3 * outputs)
 }
 

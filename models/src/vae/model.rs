@@ -47,7 +47,7 @@ impl AutoencoderKl {
 
     /// `[b, 4, h, w] -> [b, 3, 8h, 8w]`, about -1 to 1, not clamped.
     pub fn decode(&self, latent: &Tensor) -> candle_core::Result<Tensor> {
-        self.check("latent", latent, self.config.latent_channels, 1)?;
+        check_picture("latent", latent, self.config.latent_channels, 1)?;
         let x = channels_last(latent)?.to_dtype(self.activations)?;
         let decoded = self.decoder.forward(self.post_quant.forward(&x, Adapters::none())?)?;
         channels_first(&decoded)?.to_dtype(DType::F32)
@@ -55,27 +55,26 @@ impl AutoencoderKl {
 
     /// The mean of the latent's distribution: `[b, 3, h, w]`, -1 to 1, to `[b, 4, h/8, w/8]`, rounded down.
     pub fn encode(&self, image: &Tensor) -> candle_core::Result<Tensor> {
-        self.check("image", image, self.config.in_channels, self.config.downscale())?;
+        check_picture("image", image, self.config.in_channels, self.config.downscale())?;
         let x = channels_last(image)?.to_dtype(self.activations)?;
         let moments = self.quant.forward(&self.encoder.forward(x)?, Adapters::none())?;
         channels_first(&moments.narrow(3, 0, self.config.latent_channels)?)?.to_dtype(DType::F32)
     }
+}
 
-    /// Fails unless `tensor` is `[b, channels, h, w]` with `h` and `w` at least `least`.
-    pub(super) fn check(
-        &self,
-        what: &str,
-        tensor: &Tensor,
-        channels: usize,
-        least: usize,
-    ) -> candle_core::Result<()> {
-        match *tensor.dims() {
-            [b, c, h, w] if b > 0 && c == channels && h >= least && w >= least => Ok(()),
-            _ => bail!(
-                "VAE: {what} has shape {:?}, but [batch, {channels}, height, width] with sides of at least \
-                 {least} is needed",
-                tensor.dims()
-            ),
-        }
+/// Fails unless `tensor` is `[b, channels, h, w]` with `h` and `w` at least `least`.
+pub(crate) fn check_picture(
+    what: &str,
+    tensor: &Tensor,
+    channels: usize,
+    least: usize,
+) -> candle_core::Result<()> {
+    match *tensor.dims() {
+        [b, c, h, w] if b > 0 && c == channels && h >= least && w >= least => Ok(()),
+        _ => bail!(
+            "VAE: {what} has shape {:?}, but [batch, {channels}, height, width] with sides of at least {least} is \
+             needed",
+            tensor.dims()
+        ),
     }
 }

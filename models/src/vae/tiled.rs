@@ -5,36 +5,31 @@ use std::ops::Range;
 
 use candle_core::{Result, Tensor, bail};
 
-use super::{AutoencoderKl, Tiling};
+use super::{AutoencoderKl, Tiling, check_picture};
 
 impl AutoencoderKl {
     /// [`Self::decode`] in tiles of `tile × tile` latent cells (and `tile/2 × 2·tile`, `2·tile × tile/2`) that
     /// share `overlap` cells; `overlap` must be below `tile / 2`. One tile of one row is computed at a time.
     pub fn decode_tiled(&self, latent: &Tensor, tile: usize, overlap: usize) -> Result<Tensor> {
-        self.check("latent", latent, self.config().latent_channels, 1)?;
+        check_picture("latent", latent, self.config().latent_channels, 1)?;
         let scale = Scale { up: self.config().downscale(), down: 1 };
         let passes = passes(tile, overlap)?;
         // ComfyUI's order: the sum rounds the same way.
         let order = [passes.tall, passes.wide, passes.square];
-        mean_of_passes(latent, order, overlap, scale, self.config().out_channels, |x| self.decode(x))
+        mean_of_passes(latent, &order, overlap, scale, self.config().out_channels, |x| self.decode(x))
     }
 
     /// [`Self::encode`] in tiles; `tile` and `overlap` are in latent cells here too, and the picture's sides
     /// must be multiples of a cell's.
     pub fn encode_tiled(&self, image: &Tensor, tile: usize, overlap: usize) -> Result<Tensor> {
         let cell = self.config().downscale();
-        self.check("image", image, self.config().in_channels, cell)?;
-        let (_, _, height, width) = image.dims4()?;
-        if !height.is_multiple_of(cell) || !width.is_multiple_of(cell) {
-            bail!(
-                "VAE: an image of {width}×{height} cannot be encoded in tiles: {cell} must divide its sides"
-            );
-        }
+        check_picture("image", image, self.config().in_channels, cell)?;
+        check_sides(image, cell)?;
         let scale = Scale { up: 1, down: cell };
         let passes = passes(tile, overlap)?;
         let order = [passes.square, passes.wide, passes.tall].map(|[h, w]| [h * cell, w * cell]);
         let (overlap, channels) = (overlap * cell, self.config().latent_channels);
-        mean_of_passes(image, order, overlap, scale, channels, |x| self.encode(x))
+        mean_of_passes(image, &order, overlap, scale, channels, |x| self.encode(x))
     }
 
     /// [`Self::decode`] or [`Self::decode_tiled`], as `tiling` says.
@@ -54,11 +49,23 @@ impl AutoencoderKl {
     }
 }
 
+/// No picture is larger; it keeps all sizes far from overflow.
+pub(crate) const LARGEST_TILE: usize = 1 << 20;
+
+/// Fails unless the picture `image`, `[b, c, h, w]`, is whole cells of `cell × cell` pixels: tiles of others do not meet.
+pub(crate) fn check_sides(image: &Tensor, cell: usize) -> Result<()> {
+    let (_, _, height, width) = image.dims4()?;
+    if !height.is_multiple_of(cell) || !width.is_multiple_of(cell) {
+        bail!("VAE: an image of {width}×{height} cannot be encoded in tiles: {cell} must divide its sides");
+    }
+    Ok(())
+}
+
 /// From lengths in the input to lengths in the output.
 #[derive(Debug, Clone, Copy)]
-struct Scale {
-    up: usize,
-    down: usize,
+pub(crate) struct Scale {
+    pub(crate) up: usize,
+    pub(crate) down: usize,
 }
 
 impl Scale {
@@ -75,9 +82,7 @@ struct Passes {
 }
 
 fn passes(tile: usize, overlap: usize) -> Result<Passes> {
-    /// No picture is larger; it keeps all sizes far from overflow.
-    const LARGEST: usize = 1 << 20;
-    if tile > LARGEST || tile / 2 <= overlap {
+    if tile > LARGEST_TILE || tile / 2 <= overlap {
         bail!(
             "VAE: tiles of {tile} latent cells cannot overlap by {overlap}: less than half a tile is needed"
         );
@@ -85,10 +90,11 @@ fn passes(tile: usize, overlap: usize) -> Result<Passes> {
     Ok(Passes { tall: [tile * 2, tile / 2], wide: [tile / 2, tile * 2], square: [tile, tile] })
 }
 
-/// The mean over `passes` of `input: [b, c, h, w]` put through `network` tile by tile; `[b, channels, h', w']`.
-fn mean_of_passes(
+/// The mean over `passes` (tiles of `[height, width]`, more than `overlap` each) of `input: [b, c, h, w]` put through
+/// `network` tile by tile; `[b, channels, h', w']`.
+pub(crate) fn mean_of_passes(
     input: &Tensor,
-    passes: [[usize; 2]; 3],
+    passes: &[[usize; 2]],
     overlap: usize,
     scale: Scale,
     channels: usize,
@@ -100,7 +106,7 @@ fn mean_of_passes(
     for row in 0..batch {
         let input = input.narrow(0, row, 1)?;
         let mut sum = vec![0f32; channels * size[0] * size[1]];
-        for tile in passes {
+        for &tile in passes {
             let pass = Pass { tile, overlap, scale, channels, size };
             let picture = pass.run(&input, &network)?;
             sum.iter_mut().zip(picture).for_each(|(sum, value)| *sum += value);
@@ -214,7 +220,7 @@ mod tests {
         let scale = Scale { up: 1, down: 1 };
         let Passes { tall, wide, square } = passes(16, 4).unwrap();
         let blended =
-            mean_of_passes(&picture, [tall, wide, square], 4, scale, 3, Tensor::contiguous).unwrap();
+            mean_of_passes(&picture, &[tall, wide, square], 4, scale, 3, Tensor::contiguous).unwrap();
         let difference = (blended - picture).unwrap().abs().unwrap().flatten_all().unwrap();
         assert!(difference.max(0).unwrap().to_scalar::<f32>().unwrap() < TOLERANCE);
     }
