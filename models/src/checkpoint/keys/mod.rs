@@ -7,6 +7,7 @@ mod clip;
 mod controlnet;
 mod unet;
 mod vae;
+mod vae_qwen;
 
 pub(crate) use clip::clip;
 pub(super) use clip::is_clip_buffer;
@@ -14,6 +15,8 @@ pub(super) use controlnet::{controlnet, last_hint_convolution};
 pub(super) use unet::layers_per_block;
 pub(crate) use unet::unet;
 pub(super) use vae::{vae, vae_levels};
+#[expect(unused_imports, reason = "single files of this kind are not opened yet")]
+pub(super) use vae_qwen::{is_vae_qwen, vae_qwen, vae_qwen_res_blocks};
 
 use crate::weights::Transform;
 
