@@ -124,7 +124,8 @@ impl Server {
             _ => None,
         };
         let catalog =
-            Catalog::open(config.engine.models_dir.as_deref(), config.engine.default_model.as_deref())?;
+            Catalog::open(config.engine.models_dir.as_deref(), config.engine.default_model.as_deref())?
+                .with_tokenizer(config.engine.tokenizer.clone());
         let outbound = Client::new(&config.outbound)?;
         let store = TaskStore::open(&config.storage).await?;
         if !config.server.host.is_loopback() && !config.auth.allow_anonymous && !store.has_keys().await? {

@@ -75,6 +75,7 @@ pub(crate) fn request(size: (usize, usize), steps: usize, index: usize) -> Image
         loras: None,
         controls: Vec::new(),
         speed: darkroom_pipelines::Speed::default(),
+        shift: None,
     }
 }
 

@@ -170,5 +170,6 @@ fn request(subject: &Subject, index: usize, steps: usize, loras: Option<Arc<Lora
         loras,
         controls: Vec::new(),
         speed: Speed::default(),
+        shift: None,
     }
 }

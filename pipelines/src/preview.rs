@@ -65,7 +65,11 @@ impl LatentPreview {
         let cells = Cells::new(latent)?;
         let expected = self.weights[0].len();
         if cells.channels + 1 != expected {
-            return Err(refused(&format!("the latent has {} channels, not {}", cells.channels, expected - 1)));
+            return Err(refused(&format!(
+                "the latent has {} channels, not {}",
+                cells.channels,
+                expected - 1
+            )));
         }
         let mut data = Vec::with_capacity(3 * cells.height * cells.width);
         for index in 0..cells.height * cells.width {

@@ -16,8 +16,8 @@ use crate::speed::Speed;
 /// Pixels a side of one latent cell: what width and height must be multiples of.
 pub const PIXELS_PER_CELL: usize = 8;
 
-/// Most tokens of a prompt for Qwen-Image: the 1024 that it was trained with, and the 34 of its template's beginning.
-const QWEN_TOKENS: usize = 1024 + 34;
+/// Most tokens of a prompt for Qwen-Image: as many as it was trained with. What is beyond is left out, as diffusers does.
+const QWEN_TOKENS: usize = 1024;
 
 /// Largest shift of a flow's noise levels, as ComfyUI's nodes have it.
 const MAX_SHIFT: f64 = 100.0;
@@ -59,7 +59,8 @@ pub struct ImageRequest {
 }
 
 /// How far a flow's noise levels are moved up.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum FlowShift {
     /// So far for every size (`ModelSamplingAuraFlow`), above 0.
     Fixed(f64),
@@ -116,7 +117,7 @@ pub struct Limits {
     pub cfg: RangeInclusive<f64>,
     /// Length of each prompt.
     pub prompt: PromptLimits,
-    /// The same of Qwen-Image, in tokens, what stands around them included.
+    /// The same of Qwen-Image, in tokens behind its template's beginning.
     pub qwen_tokens: usize,
 }
 

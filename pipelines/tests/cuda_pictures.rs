@@ -56,6 +56,7 @@ fn request(seed: u64, width: usize, height: usize) -> ImageRequest {
         loras: None,
         controls: Vec::new(),
         speed: darkroom_pipelines::Speed::default(),
+        shift: None,
     }
 }
 

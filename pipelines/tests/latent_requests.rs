@@ -58,6 +58,7 @@ fn plain(prompt: &str, sampler: SamplerKind) -> ImageRequest {
         loras: None,
         controls: Vec::new(),
         speed: Speed::default(),
+        shift: None,
     }
 }
 

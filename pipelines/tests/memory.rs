@@ -37,6 +37,7 @@ fn request(seed: u64, width: usize, height: usize) -> ImageRequest {
         loras: None,
         controls: Vec::new(),
         speed: Speed::default(),
+        shift: None,
     }
 }
 

@@ -43,6 +43,7 @@ fn request(prompt: &str, seed: u64) -> ImageRequest {
         loras: None,
         controls: Vec::new(),
         speed: Speed::default(),
+        shift: None,
     }
 }
 

@@ -62,6 +62,7 @@ fn request(seed: u64, steps: usize, sampler: SamplerKind, speed: Speed) -> Image
         loras: None,
         controls: Vec::new(),
         speed,
+        shift: None,
     }
 }
 

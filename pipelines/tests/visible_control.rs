@@ -149,6 +149,7 @@ fn request(prompt: &str) -> ImageRequest {
         loras: None,
         controls: Vec::new(),
         speed: Speed::default(),
+        shift: None,
     }
 }
 

@@ -21,6 +21,7 @@ use darkroom_models::checkpoint::{
 pub use about::{About, Width};
 pub use auxiliary::{AuxiliaryEntry, AuxiliaryKind};
 pub use parts::PartKind;
+pub use qwen_image::open_at;
 
 use crate::embedded;
 use crate::expressions::{Vocabulary, VocabularyError};
@@ -51,11 +52,13 @@ pub struct Defaults {
     pub scheduler: String,
     /// Negative prompt.
     pub negative_prompt: String,
+    /// What sort of model it is: which settings mean something to it.
+    pub kind: ModelKind,
 }
 
 impl Defaults {
     /// For models trained at `side` × `side`.
-    fn of_side(model: &str, side: usize) -> Self {
+    fn of_side(model: &str, kind: ModelKind, side: usize) -> Self {
         Self {
             model: model.to_owned(),
             width: side,
@@ -65,6 +68,7 @@ impl Defaults {
             sampler: "dpmpp_2m".into(),
             scheduler: "karras".into(),
             negative_prompt: String::new(),
+            kind,
         }
     }
 }
@@ -203,6 +207,7 @@ impl Catalog {
                 sampler: vocabulary.sampler.name,
                 scheduler: vocabulary.sampler.scheduler,
                 negative_prompt: vocabulary.negative_prompt,
+                kind: ModelKind::Sdxl,
             },
             problem: None,
             location: Location::Embedded,
@@ -367,23 +372,16 @@ fn describe(id: String, path: &Path) -> Entry {
                 }
             });
             let defaults = match found.kind {
-                ModelKind::Sd15 => Defaults::of_side(&id, 512),
+                ModelKind::Sd15 => Defaults::of_side(&id, found.kind, 512),
                 ModelKind::QwenImage => Defaults::of_qwen_image(&id),
-                _ => Defaults::of_side(&id, 1024),
+                _ => Defaults::of_side(&id, found.kind, 1024),
             };
-            Entry {
-                defaults,
-                id,
-                kind: found.kind,
-                bytes: found.bytes,
-                problem,
-                location,
-            }
+            Entry { defaults, id, kind: found.kind, bytes: found.bytes, problem, location }
         }
         Err(error) => {
             tracing::warn!(model = id, %error, "a model cannot be read");
             let entry = Entry {
-                defaults: Defaults::of_side(&id, 1024),
+                defaults: Defaults::of_side(&id, ModelKind::Unknown, 1024),
                 id,
                 kind: ModelKind::Unknown,
                 bytes: std::fs::metadata(path).map_or(0, |metadata| metadata.len()),

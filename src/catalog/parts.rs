@@ -72,7 +72,7 @@ impl Catalog {
             id: id.to_owned(),
             kind: kind_of_model,
             bytes,
-            defaults: Defaults::of_side(id, 1024),
+            defaults: Defaults::of_side(id, kind_of_model, 1024),
             problem: None,
             location: Location::Part { kind, paths },
         })

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::Device;
-use darkroom_models::checkpoint::{CheckpointError, ModelKind, QwenImageParts, inspect};
+use darkroom_models::checkpoint::{Checkpoint, CheckpointError, ModelKind, Part, QwenImageParts, inspect};
 use darkroom_models::weights::WeightFile;
 
-use super::{AuxiliaryKind, Catalog, DEPTH, Defaults, Entry, Location, PartKind, look, stamp};
+use super::{AuxiliaryKind, Catalog, DEPTH, Defaults, Entry, Location, Opened, PartKind, look, stamp};
 
 /// Pixels a side that Qwen-Image was trained with, as the gateways ask for them.
 const SIDE: usize = 1328;
@@ -44,6 +44,7 @@ impl Defaults {
             sampler: "euler".into(),
             scheduler: "simple".into(),
             negative_prompt: String::new(),
+            kind: ModelKind::QwenImage,
         }
     }
 }
@@ -143,6 +144,44 @@ impl Catalog {
                 found
             }
         }
+    }
+}
+
+/// Opens the model at `path`, of any family: a diffusers folder, a checkpoint, or Qwen-Image's transformer in ComfyUI's
+/// folder of models, whose other parts lie in the folders beside it.
+///
+/// # Errors
+/// When it is damaged, cannot be drawn with, or lacks parts.
+pub fn open_at(path: &Path, tokenizer: Option<&Path>, device: &Device) -> Result<Opened, CheckpointError> {
+    let found = inspect(path)?;
+    if found.kind != ModelKind::QwenImage {
+        return Checkpoint::open(path, device).map(Opened::Whole);
+    }
+    if path.is_dir() {
+        let parts = QwenImageParts::open(path, device)?;
+        let missing = parts.missing();
+        if !missing.is_empty() {
+            return Err(CheckpointError::MissingParts { origin: parts.origin, parts: missing });
+        }
+        return match tokenizer {
+            Some(tokenizer) => parts.with_tokenizer(tokenizer),
+            None => Ok(parts),
+        }
+        .map(Opened::QwenImage);
+    }
+    let beside = path.parent().and_then(Path::parent);
+    let catalog = beside.and_then(|root| Catalog::open(Some(root), None).ok());
+    let catalog = catalog.map(|catalog| catalog.with_tokenizer(tokenizer.map(Path::to_owned)));
+    let files = catalog.iter().flat_map(Catalog::composed).find_map(|entry| match entry.location {
+        Location::QwenImage(files) if files.transformer == path && entry.problem.is_none() => Some(files),
+        _ => None,
+    });
+    match files {
+        Some(files) => open(&files, device).map(Opened::QwenImage),
+        None => Err(CheckpointError::MissingParts {
+            origin: path.display().to_string(),
+            parts: vec![Part::QwenVl, Part::Vae],
+        }),
     }
 }
 

@@ -7,6 +7,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use darkroom_models::ComputeType;
 use darkroom_models::device::DeviceName;
+use darkroom_pipelines::FlowShift;
 use darkroom_pipelines::sampler::SamplerKind;
 use darkroom_pipelines::schedule::Scheduler;
 
@@ -16,6 +17,7 @@ use super::options::{All, ConfigFlags, Listening, Storage};
 use super::preprocess::PreprocessArgs;
 use super::run_workflow::RunArgs;
 use super::speed_args::SpeedArgs;
+use crate::config::parse_bytes;
 
 /// Sides of pictures are multiples of this.
 const CELL: usize = 8;
@@ -200,6 +202,12 @@ pub(super) struct InspectArgs {
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,
+    /// Of Qwen-Image: say where its networks would go on a card with --memory, before anything is read
+    #[arg(long)]
+    pub(super) plan: bool,
+    /// Memory of the card that is planned for
+    #[arg(long, value_name = "SIZE", default_value = "24GiB", requires = "plan", value_parser = bytes)]
+    pub(super) memory: u64,
 }
 
 /// The model and how it is sampled.
@@ -209,6 +217,9 @@ pub(super) struct SamplingArgs {
     /// A .safetensors checkpoint, a diffusers folder, or `org/name` on the Hugging Face Hub
     #[arg(short, long, value_name = "PATH|ORG/NAME", default_value = "embedded")]
     pub(super) model: String,
+    /// Of Qwen-Image: its tokenizer.json, or a folder that has one, where it lies not beside the text encoder
+    #[arg(long, value_name = "PATH")]
+    pub(super) tokenizer: Option<PathBuf>,
     /// What to stay away from
     #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
     pub(super) negative: Option<String>,
@@ -230,6 +241,10 @@ pub(super) struct SamplingArgs {
     /// Where the steps lie; --help lists the names [default: karras]
     #[arg(long, value_name = "NAME", value_parser = scheduler(), hide_possible_values = true, long_help = scheduler_help())]
     pub(super) scheduler: Option<Scheduler>,
+    /// How far noise levels are moved up, of models that predict a flow (Qwen-Image): a number, or `dynamic`, by the
+    /// picture's size [default: 3]
+    #[arg(long, value_name = "SHIFT", value_parser = shift, allow_negative_numbers = true)]
+    pub(super) shift: Option<FlowShift>,
     /// Seed of the noise: the same seed and flags give the same picture [default: generate draws one, pack takes 5]
     #[arg(short, long, value_name = "N", allow_negative_numbers = true)]
     pub(super) seed: Option<u64>,
@@ -471,6 +486,18 @@ fn in_range(text: &str, least: f64, most: f64) -> Result<f64, String> {
 
 fn cfg_scale(text: &str) -> Result<f64, String> {
     in_range(text, 0.0, 100.0)
+}
+
+fn shift(text: &str) -> Result<FlowShift, String> {
+    match text {
+        "dynamic" => Ok(FlowShift::Dynamic),
+        number => in_range(number, 0.01, 100.0).map(FlowShift::Fixed),
+    }
+}
+
+fn bytes(text: &str) -> Result<u64, String> {
+    let bytes = parse_bytes(text).and_then(|bytes| u64::try_from(bytes).ok());
+    bytes.ok_or_else(|| "must be a number of bytes, such as 24GiB".to_owned())
 }
 
 fn share(text: &str) -> Result<f64, String> {

@@ -180,6 +180,7 @@ fn draw(device: &Device) -> Result<Picture, PipelineError> {
         loras: None,
         controls: Vec::new(),
         speed: darkroom_pipelines::Speed::default(),
+        shift: None,
     };
     let mut samples = pipeline.prepare(&[request])?;
     pipeline.denoise(&mut samples, 1, &mut |_| ())?;

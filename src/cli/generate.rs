@@ -51,6 +51,7 @@ pub(super) fn run(args: &GenerateArgs, quiet: bool) -> Result<(), CommandError> 
             loras: None,
             controls: Vec::new(),
             speed: args.sampling.speed.speed(),
+            shift: args.sampling.shift,
         })
         .collect();
     check(&requests, &limits(&args.sampling))?;

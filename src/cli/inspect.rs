@@ -3,12 +3,15 @@
 use std::io::Read;
 use std::path::Path;
 
+use candle_core::Device;
 use darkroom_models::checkpoint;
+use darkroom_pipelines::{LoadOptions, MemoryPlan};
 use serde_json::json;
 
 use super::args::InspectArgs;
 use super::error::CommandError;
 use super::print_result;
+use crate::catalog::{self, Opened};
 use crate::picture::{TextChunk, read_text_chunks};
 
 const PNG_SIGNATURE: &[u8; 8] = b"\x89PNG\r\n\x1a\n";
@@ -16,6 +19,9 @@ const PNG_SIGNATURE: &[u8; 8] = b"\x89PNG\r\n\x1a\n";
 const MAX_SHOWN: usize = 4000;
 
 pub(super) fn run(args: &InspectArgs) -> Result<(), CommandError> {
+    if args.plan {
+        return plan(args);
+    }
     if is_png(&args.file) {
         return picture(args);
     }
@@ -29,6 +35,28 @@ pub(super) fn run(args: &InspectArgs) -> Result<(), CommandError> {
         return print_result(&serde_json::to_string_pretty(&found).map_err(CommandError::plain)?);
     }
     print_result(printable(&found.to_string()).trim_end())
+}
+
+/// Where Qwen-Image's networks would go on a card.
+fn plan(args: &InspectArgs) -> Result<(), CommandError> {
+    let opened = catalog::open_at(&args.file, None, &Device::Cpu).map_err(|e| {
+        CommandError::failure(
+            e,
+            "a plan is of a whole Qwen-Image: its folder, or its file in diffusion_models/",
+        )
+    })?;
+    let Opened::QwenImage(parts) = opened else {
+        return Err(CommandError::usage(
+            "--plan is for Qwen-Image",
+            "Stable Diffusion's networks are always held whole",
+        ));
+    };
+    let options = LoadOptions { budget: Some(args.memory), ..LoadOptions::default() };
+    let plan = MemoryPlan::of(&parts, &Device::Cpu, &options);
+    if args.json {
+        return print_result(&serde_json::to_string_pretty(&plan).map_err(CommandError::plain)?);
+    }
+    print_result(&format!("{}:\n{plan}", printable(&parts.origin)))
 }
 
 fn is_png(path: &Path) -> bool {

@@ -48,6 +48,18 @@ impl Defaults {
         }
     }
 
+    /// For Qwen-Image as it was trained, without a LoRA for few steps.
+    pub(super) fn of_qwen_image() -> Self {
+        Self {
+            size: (1328, 1328),
+            steps: 30,
+            cfg: 4.0,
+            sampler: SamplerKind::Euler,
+            scheduler: Scheduler::Simple,
+            negative_prompt: String::new(),
+        }
+    }
+
     /// For the embedded model: what its own vocabulary recommends.
     pub(super) fn embedded(vocabulary: &Vocabulary) -> Result<Self, CommandError> {
         let sampling = &vocabulary.sampler;

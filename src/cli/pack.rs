@@ -75,6 +75,7 @@ pub(super) fn run(args: &PackArgs, quiet: bool) -> Result<(), CommandError> {
         loras: None,
         controls: Vec::new(),
         speed: args.sampling.speed.speed(),
+        shift: None,
     };
     let mut requests = expression_requests(&base, &character, &expressions);
     check(&requests, &limits(&args.sampling))?;

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use candle_core::{DType, Tensor};
-use darkroom_models::checkpoint::{Checkpoint, ModelKind};
+use darkroom_models::checkpoint::ModelKind;
 use darkroom_models::{bf16_is_accelerated, device};
 use darkroom_pipelines::prompt::{PromptError, PromptLimits};
 use darkroom_pipelines::{ImageRequest, Limits, LoadOptions, Picture, Pipeline, PipelineError};
@@ -15,8 +15,10 @@ use super::args::{PrecisionArg, SamplingArgs};
 use super::error::CommandError;
 use super::model::{Defaults, ModelRef};
 use super::progress::Progress;
+use crate::catalog::{self, Opened};
 use crate::expressions::Vocabulary;
 use crate::picture::save_whole;
+use crate::service::default_budget;
 use crate::{embedded, hub};
 
 /// A model, ready to draw.
@@ -75,9 +77,13 @@ impl Model {
         if let Some(reason) = unused {
             tracing::warn!(%reason, "computing on the CPU");
         }
-        let checkpoint = match &reference {
-            ModelRef::Embedded => embedded::checkpoint(&device).map_err(|e| unusable(&e.into()))?,
-            ModelRef::Path(path) => Checkpoint::open(path, &device).map_err(|e| unusable(&e.into()))?,
+        let tokenizer = args.tokenizer.as_deref();
+        let open = |path: &Path| catalog::open_at(path, tokenizer, &device).map_err(|e| unusable(&e.into()));
+        let opened = match &reference {
+            ModelRef::Embedded => {
+                Opened::Whole(embedded::checkpoint(&device).map_err(|e| unusable(&e.into()))?)
+            }
+            ModelRef::Path(path) => open(path)?,
             ModelRef::Hub(name) => {
                 let path = hub::fetch(name, show_progress).map_err(|e| {
                     CommandError::failure(
@@ -85,7 +91,7 @@ impl Model {
                         "check the name and the network, or pass the path of a local model",
                     )
                 })?;
-                Checkpoint::open(&path, &device).map_err(|e| unusable(&e.into()))?
+                open(&path)?
             }
         };
         match args.precision {
@@ -101,7 +107,15 @@ impl Model {
         }
         let budget = device::memory(&device).map(|(free, _)| free);
         let options = LoadOptions { compute_type: args.precision.into(), budget };
-        let pipeline = Pipeline::load_at(&checkpoint, &device, options);
+        let pipeline = match &opened {
+            Opened::Whole(checkpoint) => Pipeline::load_at(checkpoint, &device, options),
+            Opened::Part(parts) => Pipeline::load_partial(parts, &device, options),
+            Opened::QwenImage(parts) => {
+                // It may well be larger than the machine: then it is read as it goes.
+                let budget = budget.or_else(|| Some(default_budget()));
+                Pipeline::load_qwen_image(parts, &device, LoadOptions { budget, ..options })
+            }
+        };
         let pipeline = pipeline.map_err(|e| unusable(&e))?;
         let pipeline = pipeline.with_limits(limits(args));
         timings.load_seconds = started.elapsed().as_secs_f64();
@@ -109,6 +123,7 @@ impl Model {
         let defaults = match (&reference, pipeline.kind()) {
             (ModelRef::Embedded, _) => Defaults::embedded(vocabulary)?,
             (_, ModelKind::Sd15) => Defaults::of_size(512),
+            (_, ModelKind::QwenImage) => Defaults::of_qwen_image(),
             (_, _) => Defaults::of_size(1024),
         };
         Ok(Self { pipeline, name: reference.name(vocabulary), defaults })

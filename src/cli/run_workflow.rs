@@ -55,6 +55,9 @@ pub(super) struct RunArgs {
     /// Folder of models, laid out as ComfyUI's
     #[arg(long, value_name = "DIR")]
     models_dir: Option<PathBuf>,
+    /// Qwen-Image's tokenizer.json, or a folder that has one, where it lies not beside the text encoder
+    #[arg(long, value_name = "PATH")]
+    tokenizer: Option<PathBuf>,
     /// Folder that pictures are loaded from
     #[arg(long, value_name = "DIR", default_value = "input")]
     input_dir: PathBuf,
@@ -75,7 +78,9 @@ pub(super) fn run(args: &RunArgs, quiet: bool) -> Result<(), CommandError> {
         user: temp.path().join("user"),
         models: args.models_dir.clone(),
     };
-    let catalog = Catalog::open(args.models_dir.as_deref(), None).map_err(CommandError::plain)?;
+    let catalog = Catalog::open(args.models_dir.as_deref(), None)
+        .map_err(CommandError::plain)?
+        .with_tokenizer(args.tokenizer.clone());
     let workflows = workflows(Arc::new(catalog), folders)?;
     for setting in &args.set {
         setting.apply(&mut source.graph, &workflows.registry)?;

@@ -20,6 +20,7 @@ use field::section;
 pub use field::{Field, Kind, Section};
 pub use load::{Loaded, Sources, darkroom_variables};
 pub use print::mask_password;
+pub(crate) use size::parse_bytes;
 
 /// A server's configuration. Durations are seconds, sizes are bytes.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -160,6 +161,8 @@ section! {
     EngineConfig in "engine" {
         /// Folder of models, laid out as ComfyUI's (`checkpoints/`, …).
         models_dir: Option<PathBuf> = None, flag("models-dir");
+        /// Tokenizer of Qwen-Image's text encoder, a `tokenizer.json` or a folder, where it lies not beside the encoder.
+        tokenizer: Option<PathBuf> = None, flag("tokenizer");
         /// Model that requests without one get; the built-in one if none is named.
         default_model: Option<String> = None, flag("model");
         /// Models loaded before the server is ready.

@@ -18,7 +18,7 @@ const UNITS: [(&str, u64); 13] = [
 ];
 
 /// The bytes that a text stands for; `None` if it is no size, negative, or more than TOML can hold.
-pub(super) fn parse_bytes(text: &str) -> Option<i64> {
+pub(crate) fn parse_bytes(text: &str) -> Option<i64> {
     let text = text.trim().to_ascii_lowercase();
     let unit = UNITS.iter().find_map(|(name, bytes)| Some((text.strip_suffix(name)?, *bytes)));
     let (number, unit) = unit.unwrap_or((&text, 1));

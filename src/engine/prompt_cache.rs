@@ -82,6 +82,7 @@ mod tests {
             loras: None,
             controls: Vec::new(),
             speed: Speed::default(),
+            shift: None,
         };
         pipeline.prompts(&request).positive
     }

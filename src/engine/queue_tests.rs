@@ -23,6 +23,7 @@ fn spec(model: &str, side: usize) -> ImageSpec {
         loras: Vec::new(),
         controls: Vec::new(),
         speed: darkroom_pipelines::Speed::default(),
+        shift: None,
         detail: None,
         background: crate::task::Background::Keep,
         format: ImageFormat::Png,

@@ -80,6 +80,7 @@ fn spec(prompt: &str, side: usize, steps: usize, seed: u64) -> ImageSpec {
         loras: Vec::new(),
         controls: Vec::new(),
         speed: darkroom_pipelines::Speed::default(),
+        shift: None,
         detail: None,
         background: Background::Keep,
         format: ImageFormat::Png,
@@ -680,6 +681,7 @@ fn sample(pipeline: &Pipeline, seed: u64, steps: usize) -> darkroom_pipelines::S
         loras: None,
         controls: Vec::new(),
         speed: Speed::default(),
+        shift: None,
     };
     pipeline.prepare(&[request]).unwrap().remove(0)
 }

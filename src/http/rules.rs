@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use darkroom_models::checkpoint::ModelKind;
 use darkroom_models::tokenizer::ClipTokenizer;
 use darkroom_pipelines::noise::BatchPosition;
 use darkroom_pipelines::prompt::{self, CLIP_L_PAD, PromptError, PromptLimits};
@@ -51,6 +52,8 @@ pub(super) struct Choices {
     pub(super) denoise: Option<f64>,
     /// What is `None` in it was not chosen.
     pub(super) speed: Speed,
+    /// How far noise levels are moved up.
+    pub(super) shift: Option<FlowShift>,
     pub(super) start: Option<Start>,
     pub(super) format: Option<ImageFormat>,
     pub(super) without_metadata: bool,
@@ -108,8 +111,10 @@ impl Rules {
     /// The picture in full, with seed 0.
     pub(super) fn resolve(&self, defaults: ModelDefaults, choices: Choices) -> Result<ImageSpec, ApiError> {
         let negative_prompt = choices.negative_prompt.unwrap_or(defaults.negative_prompt);
-        self.check_prompt("prompt", &choices.prompt)?;
-        self.check_prompt("negative_prompt", &negative_prompt)?;
+        let kind = defaults.kind;
+        self.check_prompt(kind, "prompt", &choices.prompt)?;
+        self.check_prompt(kind, "negative_prompt", &negative_prompt)?;
+        check_family(kind, &choices)?;
         let sampler = named("sampler", choices.sampler, defaults.sampler, SamplerKind::ALL)?;
         let scheduler = named("scheduler", choices.scheduler, defaults.scheduler, Scheduler::ALL)?;
         let (width, height) = size(
@@ -135,10 +140,13 @@ impl Rules {
             source: Source::Empty { width, height },
             loras: None,
             controls: Vec::new(),
-            speed: self.speed(choices.speed, sampler),
+            speed: self.speed(choices.speed, sampler, kind),
+            shift: choices.shift,
         };
         request.validate(&self.limits).map_err(pipeline_error)?;
-        schedule::sigmas(scheduler, &self.sampling, request.steps, denoise, sampler)
+        let flow = ModelSampling::flow(1.0, 1.0);
+        let sampling = if kind == ModelKind::QwenImage { &flow } else { &self.sampling };
+        schedule::sigmas(scheduler, sampling, request.steps, denoise, sampler)
             .map_err(|error| schedule_error(&error))?;
         Ok(ImageSpec {
             model: defaults.model,
@@ -157,6 +165,7 @@ impl Rules {
             loras: Vec::new(),
             controls: Vec::new(),
             speed: request.speed,
+            shift: request.shift,
             detail: None,
             background: Background::Keep,
             format: choices.format.unwrap_or(ImageFormat::Png),
@@ -167,17 +176,23 @@ impl Rules {
     }
 
     /// What is given up: what was chosen, else what the configuration says as far as the sampler allows it.
-    fn speed(&self, chosen: Speed, sampler: SamplerKind) -> Speed {
+    fn speed(&self, chosen: Speed, sampler: SamplerKind, kind: ModelKind) -> Speed {
         let interval = self.speed.guidance_interval.filter(|_| !sampler.needs_uncond());
         let speed = Speed {
             guidance_interval: chosen.guidance_interval.or(interval),
-            step_cache: chosen.step_cache.or(self.speed.step_cache),
+            // Only UNets have features to keep.
+            step_cache: chosen.step_cache.or(self.speed.step_cache.filter(|_| kind != ModelKind::QwenImage)),
         };
         speed.effective()
     }
 
-    fn check_prompt(&self, field: &'static str, text: &str) -> Result<(), ApiError> {
+    fn check_prompt(&self, kind: ModelKind, field: &'static str, text: &str) -> Result<(), ApiError> {
         let limits = &self.limits.prompt;
+        if kind == ModelKind::QwenImage {
+            // Its language model reads every sign as it stands.
+            return prompt::check_length(text, limits)
+                .map_err(|error| ApiError::invalid(field, format!("cannot be used: {error}")));
+        }
         let checked = prompt::parse(text, limits).and_then(|segments| {
             prompt::check_weights(&segments)?;
             prompt::chunk(&segments, &self.tokenizer, CLIP_L_PAD, limits)
@@ -187,6 +202,24 @@ impl Rules {
             error => ApiError::invalid(field, format!("cannot be used: {error}")),
         })
     }
+}
+
+/// Fails for what the model's family cannot do, before anything is queued.
+fn check_family(kind: ModelKind, choices: &Choices) -> Result<(), ApiError> {
+    let refuse = |field: &str, message: &str| Err(ApiError::invalid(field, message.to_owned()));
+    if kind != ModelKind::QwenImage {
+        return match choices.shift {
+            Some(_) => refuse("shift", "is for models that predict a flow, such as Qwen-Image"),
+            None => Ok(()),
+        };
+    }
+    if choices.clip_skip.is_some() {
+        return refuse("clip_skip", "is not for Qwen-Image, whose text encoder is no CLIP");
+    }
+    if choices.speed.step_cache.is_some_and(|cache| cache.cache_interval > 1) {
+        return refuse("speed.step_cache", "is not for Qwen-Image, which has no UNet");
+    }
+    Ok(())
 }
 
 /// Seeds of `count` pictures: the first one, and each next one higher, around the end.

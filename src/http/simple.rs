@@ -11,6 +11,7 @@ use super::app::App;
 use super::auth::Client;
 use super::error::ApiError;
 use super::extract::Body;
+use super::guides::LoraRequest;
 use super::outcome::finished;
 use super::submit;
 use super::v1::{Drawing, ImagesRequest, data_url, model_list};
@@ -19,6 +20,8 @@ use super::v1::{Drawing, ImagesRequest, data_url, model_list};
 const PROMPT_CHARACTERS: usize = 1000;
 /// Longest side, pixels.
 const SIDE: u32 = 2048;
+/// Steps of Qwen-Image with a LoRA for few, where a request does not say.
+const FEW_STEPS: usize = 4;
 
 /// Its routes.
 pub(super) fn routes() -> OpenApiRouter<App> {
@@ -93,7 +96,8 @@ struct SimpleModelBody {
 
 /// Draws one picture and answers with it.
 ///
-/// Width, height, steps and guidance that are left out are the default model's own, whatever that model is. A client
+/// Qwen-Image draws it where its weights are there, with the LoRA for four steps where that is there; else the default
+/// model. Width, height, steps and guidance that are left out are the model's own. A client
 /// that goes away takes the task back.
 #[utoipa::path(
     post,
@@ -109,7 +113,7 @@ async fn generate(
 ) -> Result<Json<SimpleBody>, ApiError> {
     let Body { value: request, idempotency, .. } = body;
     let names = [("steps", "num_inference_steps"), ("cfg", "guidance_scale")];
-    let drawing = Drawing::read(&app, native(request)?).await?;
+    let drawing = Drawing::read(&app, suited(&app, native(request)?)).await?;
     let job = drawing.job(&app).map_err(|error| error.renamed(&names))?;
     let submitted = job.submit(&app, &client, idempotency).await?;
     // A repeated request may share its task with another client that still waits.
@@ -159,6 +163,23 @@ fn list(app: &App) -> SimpleModelsBody {
         initialized: model.state == "resident",
     });
     SimpleModelsBody { models: models.collect() }
+}
+
+/// The same with the model that this route is for, Qwen-Image, where its weights are there; with the LoRA for as few
+/// steps as are asked for, where that is there too: four, if nothing is asked for.
+fn suited(app: &App, mut request: ImagesRequest) -> ImagesRequest {
+    let Some(model) = app.service.qwen_image() else { return request };
+    request.model = Some(model);
+    let steps = request.steps.map_or(FEW_STEPS, |steps| steps as usize);
+    // Guidance is what such LoRAs were trained to do without.
+    if request.cfg.is_none_or(|cfg| cfg == 1.0)
+        && let Some(lora) = app.service.lightning(steps)
+    {
+        request.steps = Some(u32::try_from(steps).unwrap_or(u32::MAX));
+        request.cfg = Some(1.0);
+        request.loras = Some(vec![LoraRequest { id: lora, strength: None, text_strength: Some(0.0) }]);
+    }
+    request
 }
 
 /// The same request in our own words.

@@ -32,7 +32,7 @@ pub use auxiliaries::{AuxiliaryInfo, ControlType, ModelFit};
 pub use live::Subscription;
 pub use models::{ModelDefaults, ModelInfo, Residency};
 pub use submit::Submitted;
-pub use upkeep::{engine_options, request_limits, source_limits};
+pub use upkeep::{default_budget, engine_options, request_limits, source_limits};
 
 use crate::catalog::Catalog;
 use crate::config::Config;

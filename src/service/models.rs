@@ -85,6 +85,16 @@ impl Service {
         }
     }
 
+    /// The id of the Qwen-Image that can be drawn with, if there is one.
+    pub fn qwen_image(&self) -> Option<String> {
+        self.0.catalog.qwen_image().map(|entry| entry.id)
+    }
+
+    /// The id of a LoRA that lets Qwen-Image draw in so few steps without guidance.
+    pub fn lightning(&self, steps: usize) -> Option<String> {
+        self.0.catalog.lightning(steps)
+    }
+
     /// Names near to one that is not there.
     pub fn near_models(&self, id: &str) -> Vec<String> {
         self.0.catalog.near(id)

@@ -335,7 +335,7 @@ pub fn engine_options(config: &Config) -> EngineOptions {
 }
 
 /// Three quarters of the memory that this process may have.
-fn default_budget() -> u64 {
+pub fn default_budget() -> u64 {
     memory_limit() / 4 * 3
 }
 

@@ -44,6 +44,9 @@ pub struct ImageSpec {
     /// What is given up for speed.
     #[serde(default)]
     pub speed: Speed,
+    /// How far noise levels are moved up, of models that predict a flow; `None`: the model's own.
+    #[serde(default)]
+    pub shift: Option<FlowShift>,
     /// Faces drawn once more, larger.
     #[serde(default)]
     pub detail: Option<DetailSpec>,

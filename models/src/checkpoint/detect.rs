@@ -274,10 +274,7 @@ pub(super) fn clip(
 }
 
 /// The transformer's config. What its axes' shares of a head are does not show: real ones have heads of 128.
-pub(super) fn qwen_image(
-    tensors: &Tensors<'_>,
-    header: &Header,
-) -> Result<QwenImageConfig, CheckpointError> {
+pub(super) fn qwen_image(tensors: &Tensors<'_>, header: &Header) -> Result<QwenImageConfig, CheckpointError> {
     const KEY: &str = "transformer_config";
     let said = tensors.metadata::<QwenImageConfig>(header, KEY)?;
     let [inner, in_channels] = tensors.need("img_in.weight")?;
@@ -304,10 +301,7 @@ pub(super) fn qwen_image(
 }
 
 /// The language model's config. Widths of heads do not show: real ones have 128.
-pub(super) fn qwen_vl(
-    tensors: &Tensors<'_>,
-    header: &Header,
-) -> Result<QwenVlTextConfig, CheckpointError> {
+pub(super) fn qwen_vl(tensors: &Tensors<'_>, header: &Header) -> Result<QwenVlTextConfig, CheckpointError> {
     const KEY: &str = "text_encoder_config";
     /// Channels of a head.
     const HEAD: usize = 128;
@@ -335,10 +329,7 @@ pub(super) fn qwen_vl(
 }
 
 /// The config of Qwen-Image's autoencoder; its latents' means and spreads are not in a file.
-pub(super) fn vae_qwen(
-    tensors: &Tensors<'_>,
-    header: &Header,
-) -> Result<QwenVaeConfig, CheckpointError> {
+pub(super) fn vae_qwen(tensors: &Tensors<'_>, header: &Header) -> Result<QwenVaeConfig, CheckpointError> {
     let detected = QwenVaeConfig::from_shapes(|name| tensors.shape(name))
         .map_err(|reason| tensors.undetectable(reason))?;
     let Some(said) = tensors.metadata::<QwenVaeConfig>(header, "vae_config")? else { return Ok(detected) };

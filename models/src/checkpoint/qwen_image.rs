@@ -95,8 +95,14 @@ impl QwenImageParts {
         let (header, origin) = (file.header(), file.name().to_owned());
         let named: Named = header.tensors.keys().map(|name| (name.clone(), file.clone())).collect();
         let (kind, layout) = kind::classify(header);
-        let mut parts =
-            Self { origin: origin.clone(), layout, transformer: None, vae: None, text_encoder: None, tokenizer: None };
+        let mut parts = Self {
+            origin: origin.clone(),
+            layout,
+            transformer: None,
+            vae: None,
+            text_encoder: None,
+            tokenizer: None,
+        };
         let weights = |tensors: &BTreeMap<String, Stored>| Weights::new(&origin, tensors.clone(), device);
         let found = |part, tensors| Found { origin: &origin, header, part, tensors };
         match kind {

@@ -14,6 +14,7 @@ use super::{Pipeline, PromptText, RequestPrompts, WantedPrompt};
 use crate::PipelineError;
 use crate::conditioning::{self, Conditioning};
 use crate::lora::LoraSet;
+use crate::prompt;
 use crate::request::ImageRequest;
 use crate::text_encoders::TextEncoders;
 
@@ -153,6 +154,8 @@ impl Pipeline {
     ) -> Result<Vec<Conditioning>, PipelineError> {
         let mut prompts = Vec::with_capacity(texts.len());
         for (field, text) in texts {
+            prompt::check_length(text, &self.limits.prompt)
+                .map_err(|source| PipelineError::Prompt { field, source })?;
             let most = self.limits.qwen_tokens;
             let prompt = prompt_ids(tokenizer, text, most)
                 .map_err(|error| PipelineError::Request { field, message: error.to_string() })?;

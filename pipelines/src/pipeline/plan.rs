@@ -10,6 +10,7 @@ use darkroom_models::checkpoint::{Component, QwenImageParts};
 use darkroom_models::qwen_image::{QwenImageConfig, QwenImageTransformer2DModel};
 use darkroom_models::vae_qwen::AutoencoderKlQwenImage;
 use darkroom_models::weights::Weights;
+use serde::Serialize;
 
 use super::LoadOptions;
 
@@ -21,7 +22,8 @@ const PLANNED_TOKENS: usize = 512;
 const DECODER: u64 = 2 << 30;
 
 /// Whether a network's blocks stay in memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Placement {
     /// On the device, for good.
     Resident,
@@ -39,7 +41,7 @@ impl fmt::Display for Placement {
 }
 
 /// One network of a plan.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct PlannedPart {
     /// Bytes of all of its weights as they would be held.
     pub bytes: u64,
@@ -81,7 +83,7 @@ impl PlannedPart {
 }
 
 /// Where everything goes, and what that takes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct MemoryPlan {
     /// The language model that reads prompts.
     pub text_encoder: PlannedPart,

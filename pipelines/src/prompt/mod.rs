@@ -19,7 +19,7 @@ pub use chunk::{
     chunk_with_embeddings,
 };
 pub use embedding::{EMBEDDING_MARK, EmbeddingSource, EncoderEmbeddings};
-pub use parse::{Segment, check_weights, parse};
+pub use parse::{Segment, check_length, check_weights, parse};
 
 /// How long a prompt may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -30,11 +30,11 @@ pub struct Segment {
     pub weight: f64,
 }
 
-/// Reads a prompt into its weighted pieces, in order; an empty prompt has none. Every text is a valid prompt.
+/// Refuses a text that is too long, whatever reads it.
 ///
 /// # Errors
 /// [`PromptError::TooLong`] beyond `limits.characters`.
-pub fn parse(text: &str, limits: &PromptLimits) -> Result<Vec<Segment>, PromptError> {
+pub fn check_length(text: &str, limits: &PromptLimits) -> Result<(), PromptError> {
     // A text has no more characters than bytes.
     if text.len() > limits.characters {
         let characters = text.chars().count();
@@ -42,6 +42,15 @@ pub fn parse(text: &str, limits: &PromptLimits) -> Result<Vec<Segment>, PromptEr
             return Err(PromptError::TooLong { characters, limit: limits.characters });
         }
     }
+    Ok(())
+}
+
+/// Reads a prompt into its weighted pieces, in order; an empty prompt has none. Every text is a valid prompt.
+///
+/// # Errors
+/// [`PromptError::TooLong`] beyond `limits.characters`.
+pub fn parse(text: &str, limits: &PromptLimits) -> Result<Vec<Segment>, PromptError> {
+    check_length(text, limits)?;
     let hidden = text.replace("\\)", HIDDEN_CLOSE).replace("\\(", HIDDEN_OPEN);
     let (partners, unclosed) = pair_parentheses(hidden.as_bytes());
     let mut parser = Parser { text: &hidden, partners, segments: Vec::new() };

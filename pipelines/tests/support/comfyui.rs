@@ -154,6 +154,7 @@ impl Golden {
                 loras: None,
                 controls: Vec::new(),
                 speed: Speed::default(),
+                shift: None,
             })
             .collect()
     }

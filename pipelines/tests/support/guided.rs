@@ -162,6 +162,7 @@ pub(crate) fn request(prompt: &str, seed: u64, steps: usize) -> ImageRequest {
         loras: None,
         controls: Vec::new(),
         speed: Speed::default(),
+        shift: None,
     }
 }
 

@@ -254,14 +254,16 @@ fn image_request(spec: &ImageSpec, source: &Source) -> Result<ImageRequest, Stri
         loras: None,
         controls: Vec::new(),
         speed: spec.speed,
+        shift: spec.shift,
     })
 }
 
 fn task_error(error: &PipelineError) -> TaskError {
     let kind = match error {
-        PipelineError::Request { .. } | PipelineError::Prompt { .. } | PipelineError::Schedule(_) => {
-            TaskErrorKind::InvalidRequest
-        }
+        PipelineError::Request { .. }
+        | PipelineError::Prompt { .. }
+        | PipelineError::Schedule(_)
+        | PipelineError::Unsupported { .. } => TaskErrorKind::InvalidRequest,
         _ => TaskErrorKind::Internal,
     };
     TaskError { kind, message: error.to_string() }

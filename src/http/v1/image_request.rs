@@ -1,5 +1,6 @@
 //! The fields of `POST /v1/images`, which batches and the other dialects share.
 
+use darkroom_pipelines::FlowShift;
 use serde::Deserialize;
 use utoipa::ToSchema;
 
@@ -63,6 +64,9 @@ pub(in crate::http) struct ImagesRequest {
     pub(in crate::http) controls: Option<Vec<ControlRequest>>,
     /// What is given up of exactness for speed.
     pub(in crate::http) speed: Option<SpeedBody>,
+    /// How far noise levels are moved up, of models that predict a flow (Qwen-Image): a number above 0, 3 if it is left
+    /// out, or "dynamic": the further the larger the picture is.
+    pub(in crate::http) shift: Option<ShiftBody>,
     /// Faces, or places of your choice, are drawn once more, larger.
     pub(in crate::http) detail: Option<DetailRequest>,
     /// What becomes of the background. Transparency needs PNG or WebP.
@@ -82,6 +86,33 @@ pub(in crate::http) struct ImagesRequest {
     /// With `?wait=true`: take the task back when the client goes away.
     #[schema(default = false)]
     pub(in crate::http) cancel_on_disconnect: Option<bool>,
+}
+
+/// How far noise levels are moved up.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize, ToSchema)]
+#[serde(untagged)]
+pub(in crate::http) enum ShiftBody {
+    /// So far for every size.
+    Fixed(f64),
+    /// A rule.
+    Named(ShiftName),
+}
+
+/// A rule for how far noise levels are moved up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(in crate::http) enum ShiftName {
+    /// The further the larger the picture is.
+    Dynamic,
+}
+
+impl From<ShiftBody> for FlowShift {
+    fn from(body: ShiftBody) -> Self {
+        match body {
+            ShiftBody::Fixed(shift) => Self::Fixed(shift),
+            ShiftBody::Named(ShiftName::Dynamic) => Self::Dynamic,
+        }
+    }
 }
 
 /// What the network sees under the mask.

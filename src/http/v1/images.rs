@@ -190,6 +190,7 @@ impl Drawing {
             clip_skip: request.clip_skip.map(|layer| layer as usize),
             denoise: request.denoise,
             speed: request.speed.unwrap_or_default().into(),
+            shift: request.shift.map(Into::into),
             start,
             without_metadata: request.metadata == Some(false),
         };

@@ -102,6 +102,7 @@ fn spec(seed: u64) -> ImageSpec {
         loras: Vec::new(),
         controls: Vec::new(),
         speed: darkroom_pipelines::Speed::default(),
+        shift: None,
         detail: None,
         background: crate::task::Background::Keep,
         format: ImageFormat::Png,

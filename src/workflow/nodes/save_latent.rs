@@ -91,7 +91,9 @@ fn decode(bytes: &[u8]) -> Result<Tensor, String> {
     let (channels, height, width) = match view.shape() {
         [_, channels, height, width] | [_, channels, 1, height, width] => (channels, height, width),
         other => {
-            return Err(format!("its latents have the shape {other:?}, not [batch, channels, height, width]"));
+            return Err(format!(
+                "its latents have the shape {other:?}, not [batch, channels, height, width]"
+            ));
         }
     };
     if !CHANNELS.contains(channels) {
