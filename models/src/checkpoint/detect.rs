@@ -2,16 +2,17 @@
 //! size ids' width) comes from a config in the file's metadata, else from the values that every published
 //! model of the kind has.
 
+mod qwen_image;
+
 use std::collections::BTreeMap;
 
 use super::{CheckpointError, ModelKind, Part};
 use crate::clip::{ClipTextConfig, HiddenAct};
-use crate::qwen_image::QwenImageConfig;
-use crate::qwen_vl::QwenVlTextConfig;
 use crate::unet::{AdditionConfig, SIZE_IDS, UNetConfig};
 use crate::vae::VaeConfig;
-use crate::vae_qwen::QwenVaeConfig;
 use crate::weights::{Header, Stored};
+
+pub(super) use qwen_image::{qwen_image, vae_qwen};
 
 /// A part's tensors by canonical name.
 pub(super) struct Tensors<'a> {
@@ -271,73 +272,4 @@ pub(super) fn clip(
         &detected.max_position_embeddings,
     )?;
     Ok(ClipTextConfig { projection_dim, ..said })
-}
-
-/// The transformer's config. What its axes' shares of a head are does not show: real ones have heads of 128.
-pub(super) fn qwen_image(tensors: &Tensors<'_>, header: &Header) -> Result<QwenImageConfig, CheckpointError> {
-    const KEY: &str = "transformer_config";
-    let said = tensors.metadata::<QwenImageConfig>(header, KEY)?;
-    let [inner, in_channels] = tensors.need("img_in.weight")?;
-    let [_, joint_attention_dim] = tensors.need("txt_in.weight")?;
-    let [head] = tensors.need("transformer_blocks.0.attn.norm_q.weight")?;
-    let num_layers = tensors.count(|index| format!("transformer_blocks.{index}.attn.norm_q.weight"));
-    let base = said.clone().unwrap_or_default();
-    let patch = base.patch_size * base.patch_size;
-    let [out, _] = tensors.need("proj_out.weight")?;
-    let detected = QwenImageConfig {
-        in_channels,
-        out_channels: out.checked_div(patch).unwrap_or(0),
-        num_layers,
-        attention_head_dim: head,
-        num_attention_heads: inner.checked_div(head).unwrap_or(0),
-        joint_attention_dim,
-        ..base
-    };
-    detected.validate().map_err(|e| tensors.config_error(with_hint(e, KEY)))?;
-    if let Some(said) = said {
-        tensors.agree("the transformer's shape", &said, &detected)?;
-    }
-    Ok(detected)
-}
-
-/// The language model's config. Widths of heads do not show: real ones have 128.
-pub(super) fn qwen_vl(tensors: &Tensors<'_>, header: &Header) -> Result<QwenVlTextConfig, CheckpointError> {
-    const KEY: &str = "text_encoder_config";
-    /// Channels of a head.
-    const HEAD: usize = 128;
-    let said = tensors.metadata::<QwenVlTextConfig>(header, KEY)?;
-    let [vocab_size, hidden_size] = tensors.need("model.embed_tokens.weight")?;
-    let layer = |name: &str| format!("model.layers.0.{name}");
-    let [intermediate_size, _] = tensors.need(&layer("mlp.gate_proj.weight"))?;
-    let [queries, _] = tensors.need(&layer("self_attn.q_proj.weight"))?;
-    let [keys, _] = tensors.need(&layer("self_attn.k_proj.weight"))?;
-    let head = said.as_ref().map_or(HEAD, QwenVlTextConfig::head_dim).max(1);
-    let detected = QwenVlTextConfig {
-        vocab_size,
-        hidden_size,
-        intermediate_size,
-        num_hidden_layers: tensors.count(|index| format!("model.layers.{index}.input_layernorm.weight")),
-        num_attention_heads: queries / head,
-        num_key_value_heads: keys / head,
-        ..said.clone().unwrap_or_default()
-    };
-    detected.validate().map_err(|e| tensors.config_error(with_hint(e, KEY)))?;
-    if let Some(said) = said {
-        tensors.agree("the text encoder's shape", &said, &detected)?;
-    }
-    Ok(detected)
-}
-
-/// The config of Qwen-Image's autoencoder; its latents' means and spreads are not in a file.
-pub(super) fn vae_qwen(tensors: &Tensors<'_>, header: &Header) -> Result<QwenVaeConfig, CheckpointError> {
-    let detected = QwenVaeConfig::from_shapes(|name| tensors.shape(name))
-        .map_err(|reason| tensors.undetectable(reason))?;
-    let Some(said) = tensors.metadata::<QwenVaeConfig>(header, "vae_config")? else { return Ok(detected) };
-    let shapes = QwenVaeConfig {
-        latents_mean: said.latents_mean.clone(),
-        latents_std: said.latents_std.clone(),
-        ..detected
-    };
-    tensors.agree("the autoencoder's shape", &said, &shapes)?;
-    Ok(said)
 }

@@ -3,6 +3,8 @@
 //! Counted are activations, which grow with the picture and the batch. The kernels' packed panels and scratch do not:
 //! each thread keeps a few megabytes of them between calls. Streamed blocks' weights are not counted either.
 
+use candle_core::DType;
+
 use super::{QwenImageConfig, QwenImageTransformer2DModel};
 
 use super::block::FEED_FORWARD_FACTOR;
@@ -32,6 +34,19 @@ impl QwenImageTransformer2DModel {
         tokens: usize,
     ) -> usize {
         bytes(self.config(), self.activations().size_in_bytes(), rows, latent, references, tokens)
+    }
+}
+
+impl QwenImageConfig {
+    /// The same of a network that is not loaded yet, whose activations would be of `activations`.
+    pub fn forward_bytes(
+        &self,
+        activations: DType,
+        rows: usize,
+        latent: (usize, usize),
+        tokens: usize,
+    ) -> usize {
+        bytes(self, activations.size_in_bytes(), rows, latent, &[], tokens)
     }
 }
 

@@ -1,5 +1,7 @@
 //! How much memory the autoencoder's activations take, and from which size on it must work in tiles.
 
+use candle_core::DType;
+
 use super::{AutoencoderKlQwenImage, QwenVaeConfig};
 use crate::vae::Tiling;
 use crate::vae::memory::{resnet, tiling};
@@ -30,6 +32,14 @@ impl AutoencoderKlQwenImage {
     /// The same for encoding.
     pub fn encode_tiling(&self, height: usize, width: usize, budget: usize) -> Tiling {
         tiling(|h, w| self.encode_bytes(h, w), [height, width], DEFAULT, budget)
+    }
+}
+
+impl QwenVaeConfig {
+    /// [`AutoencoderKlQwenImage::decode_bytes`] of a network that is not loaded yet, whose activations would be of
+    /// `activations`.
+    pub fn decode_bytes(&self, activations: DType, height: usize, width: usize) -> usize {
+        decode_elements(self, height.saturating_mul(width)).saturating_mul(activations.size_in_bytes())
     }
 }
 

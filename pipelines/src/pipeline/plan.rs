@@ -7,8 +7,7 @@ use candle_core::Device;
 use darkroom_models::ComputeType;
 use darkroom_models::arithmetic::Range;
 use darkroom_models::checkpoint::{Component, QwenImageParts};
-use darkroom_models::qwen_image::{QwenImageConfig, QwenImageTransformer2DModel};
-use darkroom_models::vae_qwen::AutoencoderKlQwenImage;
+use darkroom_models::qwen_image::QwenImageConfig;
 use darkroom_models::weights::Weights;
 use serde::Serialize;
 
@@ -111,11 +110,12 @@ impl MemoryPlan {
         let vae_bytes =
             vae.map_or(0, |part| part.weights.computing(options.compute_type, Range::Wide).bytes());
         let decode = vae.map_or(0, |part| {
-            AutoencoderKlQwenImage::decode_bytes_of(&part.config, PLANNED_SIDE, PLANNED_SIDE) as u64
+            let weights = part.weights.computing(options.compute_type, Range::Wide);
+            part.config.decode_bytes(weights.activations(), PLANNED_SIDE, PLANNED_SIDE) as u64
         });
-        let step = transformer.as_ref().map_or(0, |(_, _, config)| {
-            let side = PLANNED_SIDE;
-            QwenImageTransformer2DModel::forward_bytes_of(config, 2, side, side, PLANNED_TOKENS) as u64
+        let step = transformer.as_ref().map_or(0, |(weights, _, config)| {
+            let sides = (PLANNED_SIDE, PLANNED_SIDE);
+            config.forward_bytes(weights.activations(), 2, sides, PLANNED_TOKENS) as u64
         });
         let mut plan = Self {
             text_encoder: text.map_or(PlannedPart::NONE, |weights| PlannedPart::of(&weights, "model.layers")),
