@@ -9,6 +9,7 @@ mod foreign;
 mod header;
 mod kept;
 mod matrix;
+mod rows;
 pub mod sparse;
 mod view;
 
@@ -16,6 +17,7 @@ pub use file::WeightFile;
 pub use header::{Header, MAX_HEADER_BYTES, MAX_RANK, MAX_TENSORS, Storage, StoredType, TensorInfo};
 pub use kept::{Kept, KeptOrder, KeptTensor};
 pub use matrix::Matrix;
+pub(crate) use rows::Rows;
 pub(crate) use view::is_scale;
 pub use view::{Stored, Transform, Weights};
 

@@ -12,6 +12,7 @@ use super::copy::Order;
 use super::header::StoredType;
 use super::kept::{Kept, KeptOrder, KeptTensor};
 use super::matrix::{Matrix, fits_eight_bits};
+use super::rows::Rows;
 use super::{TensorInfo, WeightFile, WeightsError};
 use crate::arithmetic::{Arithmetic, ComputeType, Held, Range as NumberRange};
 
@@ -513,6 +514,24 @@ impl Weights {
         // A CPU only imitates products of 8 bits.
         let whole = self.arithmetic.held == Held::EightBit && fits_eight_bits(shape) && self.device.is_cuda();
         Ok(if whole { Matrix::EightBit(weight.spread()?) } else { Matrix::Widened(weight) })
+    }
+
+    /// Takes the table `name`, of which rows are looked up: of streamed weights it stays in its file.
+    ///
+    /// # Errors
+    /// As [`Weights::take`]; what a streamed table's rows hold shows when they are looked up.
+    pub(crate) fn take_rows(&self, name: &str, shape: [usize; 2]) -> Result<Rows, WeightsError> {
+        let source = self.lock().get(&self.full(name)).cloned();
+        let stored = match source {
+            Some(Source::Stored(stored)) if self.streamed && Rows::can_stream(&stored) => stored,
+            _ => return Ok(Rows::Held(self.take(name, &shape)?)),
+        };
+        let info = stored.file.info(&stored.name)?;
+        if info.shape != shape {
+            return Err(mismatch(&stored, info, &shape));
+        }
+        self.claim(name)?;
+        Ok(Rows::Streamed(stored))
     }
 
     fn take_with(
