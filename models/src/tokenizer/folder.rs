@@ -1,4 +1,4 @@
-//! A vocabulary from a diffusers folder. The files are a stranger's: everything is checked before the BPE
+//! Vocabularies from a diffusers folder. The files are a stranger's: everything is checked before the BPE
 //! library, which trusts its input, sees it.
 
 use std::collections::HashMap;
@@ -7,7 +7,7 @@ use std::io::Read;
 use std::path::Path;
 
 use serde::Deserialize;
-use tokenizers::models::bpe::Vocab;
+use tokenizers::models::bpe::{Merges, Vocab};
 
 use super::{ClipTokenizer, END, START, TokenizerError, internal};
 
@@ -20,15 +20,15 @@ struct TokenizerJson {
 }
 
 #[derive(Deserialize)]
-struct Model {
-    vocab: HashMap<String, u32>,
-    merges: Vec<Merge>,
+pub(super) struct Model {
+    pub(super) vocab: HashMap<String, u32>,
+    pub(super) merges: Vec<Merge>,
 }
 
 /// Older files write a merge as `"a b"`, newer ones as `["a", "b"]`.
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Merge {
+pub(super) enum Merge {
     Line(String),
     Pair(String, String),
 }
@@ -43,13 +43,17 @@ pub(super) fn load(folder: &Path) -> Result<ClipTokenizer, TokenizerError> {
     if !vocabulary.is_file() || !merges.is_file() {
         return Err(TokenizerError::Missing { folder: folder.display().to_string() });
     }
-    let lines = read(&merges)?;
-    let lines = lines.lines().filter(|line| !line.is_empty() && !line.starts_with("#version"));
-    let lines = lines.map(|line| Merge::Line(line.to_owned())).collect();
-    build(&merges, parse(&vocabulary, &read(&vocabulary)?)?, lines)
+    build(&merges, parse(&vocabulary, &read(&vocabulary)?)?, merge_lines(&merges)?)
 }
 
-fn read(path: &Path) -> Result<String, TokenizerError> {
+/// A `merges.txt`, in the order of rank.
+pub(super) fn merge_lines(path: &Path) -> Result<Vec<Merge>, TokenizerError> {
+    let lines = read(path)?;
+    let lines = lines.lines().filter(|line| !line.is_empty() && !line.starts_with("#version"));
+    Ok(lines.map(|line| Merge::Line(line.to_owned())).collect())
+}
+
+pub(super) fn read(path: &Path) -> Result<String, TokenizerError> {
     let file = path.display().to_string();
     let mut bytes = Vec::new();
     let opened = File::open(path).and_then(|opened| opened.take(MAX_BYTES + 1).read_to_end(&mut bytes));
@@ -62,11 +66,11 @@ fn read(path: &Path) -> Result<String, TokenizerError> {
     String::from_utf8(bytes).map_err(|error| malformed(path, error.utf8_error().to_string()))
 }
 
-fn parse<'a, T: Deserialize<'a>>(path: &Path, text: &'a str) -> Result<T, TokenizerError> {
+pub(super) fn parse<'a, T: Deserialize<'a>>(path: &Path, text: &'a str) -> Result<T, TokenizerError> {
     serde_json::from_str(text).map_err(|error| malformed(path, error.to_string()))
 }
 
-fn malformed(path: &Path, reason: String) -> TokenizerError {
+pub(super) fn malformed(path: &Path, reason: String) -> TokenizerError {
     TokenizerError::Malformed { file: path.display().to_string(), reason }
 }
 
@@ -75,6 +79,21 @@ fn build(
     vocabulary: HashMap<String, u32>,
     merges: Vec<Merge>,
 ) -> Result<ClipTokenizer, TokenizerError> {
+    let special = |token: &str| {
+        let id = vocabulary.get(token).copied();
+        id.ok_or_else(|| malformed(path, format!("the token '{token}' is missing")))
+    };
+    let (start, end) = (special(START)?, special(END)?);
+    let (vocabulary, merges) = checked(path, vocabulary, merges)?;
+    ClipTokenizer::build(vocabulary, merges, start, end).map_err(internal)
+}
+
+/// The same, if the ids are those from 0 on, each once, and every merge joins two tokens to a third.
+pub(super) fn checked(
+    path: &Path,
+    vocabulary: HashMap<String, u32>,
+    merges: Vec<Merge>,
+) -> Result<(Vocab, Merges), TokenizerError> {
     let mut seen = vec![false; vocabulary.len()];
     for (token, &id) in &vocabulary {
         match seen.get_mut(id as usize) {
@@ -89,11 +108,6 @@ fn build(
             }
         }
     }
-    let special = |token: &str| {
-        let id = vocabulary.get(token).copied();
-        id.ok_or_else(|| malformed(path, format!("the token '{token}' is missing")))
-    };
-    let (start, end) = (special(START)?, special(END)?);
     let mut pairs = Vec::with_capacity(merges.len());
     for (rank, merge) in merges.into_iter().enumerate() {
         let (left, right) = match merge {
@@ -110,6 +124,5 @@ fn build(
         }
         pairs.push((left, right));
     }
-    let vocabulary: Vocab = vocabulary.into_iter().collect();
-    ClipTokenizer::build(vocabulary, pairs, start, end).map_err(internal)
+    Ok((vocabulary.into_iter().collect(), pairs))
 }

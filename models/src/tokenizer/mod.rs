@@ -1,16 +1,18 @@
-//! CLIP's tokenizer: text to ids, equal to the `CLIPTokenizer` of transformers.
+//! Tokenizers: text to ids. CLIP's, equal to the `CLIPTokenizer` of transformers, and Qwen's ([`QwenTokenizer`]).
 //!
-//! The vocabulary is the standard one ([`ClipTokenizer::standard`], compiled in) or the one that a diffusers
+//! CLIP's vocabulary is the standard one ([`ClipTokenizer::standard`], compiled in) or the one that a diffusers
 //! folder brings ([`ClipTokenizer::from_folder`]). What happens around it is CLIP's alone, whatever a folder
 //! says: NFC, folding of white space, lower case, the split into words, byte-level BPE with `</w>`. Start, end
 //! and padding are not added here; that is the prompt's chunking (`darkroom-pipelines`).
 
 mod folder;
+mod qwen;
 mod standard;
 
 use std::path::Path;
 use std::sync::Arc;
 
+pub use qwen::QwenTokenizer;
 use tokenizers::models::bpe::{BPE, Merges, Vocab};
 use tokenizers::normalizers::{Lowercase, NFC, Replace, Sequence as Normalizers, replace::ReplacePattern};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -30,7 +32,7 @@ const WORDS: &str =
 pub enum TokenizerError {
     /// The folder has no vocabulary.
     #[error(
-        "{folder}: neither tokenizer.json nor vocab.json with merges.txt is there; CLIP's standard tokenizer may do"
+        "{folder}: neither tokenizer.json nor vocab.json with merges.txt is there (CLIP's standard tokenizer needs none)"
     )]
     Missing {
         /// Where it was looked for.
@@ -45,15 +47,15 @@ pub enum TokenizerError {
         source: std::io::Error,
     },
     /// A file is larger than any vocabulary.
-    #[error("{file}: larger than {limit} bytes, so it is no CLIP vocabulary")]
+    #[error("{file}: larger than {limit} bytes, so it is no vocabulary")]
     TooLarge {
         /// The file.
         file: String,
         /// The most that is read.
         limit: u64,
     },
-    /// A file is not a CLIP vocabulary.
-    #[error("{file}: not a CLIP vocabulary: {reason}")]
+    /// A file is not a vocabulary, or another tokenizer's.
+    #[error("{file}: not this tokenizer's vocabulary: {reason}")]
     Malformed {
         /// The file.
         file: String,
@@ -61,7 +63,7 @@ pub enum TokenizerError {
         reason: String,
     },
     /// The tokenizer could not be built, or could not encode a text.
-    #[error("CLIP tokenizer: {reason}")]
+    #[error("tokenizer: {reason}")]
     Internal {
         /// What the library said.
         reason: String,
