@@ -3,6 +3,7 @@
 //! model of the kind has.
 
 mod qwen_image;
+mod qwen_vl;
 
 use std::collections::BTreeMap;
 
@@ -13,6 +14,7 @@ use crate::vae::VaeConfig;
 use crate::weights::{Header, Stored};
 
 pub(super) use qwen_image::{qwen_image, vae_qwen};
+pub(super) use qwen_vl::qwen_vl;
 
 /// A part's tensors by canonical name.
 pub(super) struct Tensors<'a> {
