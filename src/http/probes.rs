@@ -164,6 +164,7 @@ mod tests {
                 sampler: "euler".into(),
                 scheduler: "normal".into(),
                 negative_prompt: String::new(),
+                kind: darkroom_models::checkpoint::ModelKind::Sdxl,
             },
         };
         let shown = default_model(vec![model("a", false), model("b", true)], "cpu".into()).unwrap();

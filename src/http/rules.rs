@@ -10,7 +10,8 @@ use darkroom_pipelines::prompt::{self, CLIP_L_PAD, PromptError, PromptLimits};
 use darkroom_pipelines::sampler::SamplerKind;
 use darkroom_pipelines::schedule::{self, ModelSampling, Prediction, ScheduleError, Scheduler};
 use darkroom_pipelines::{
-    GuidanceInterval, ImageRequest, Limits, PIXELS_PER_CELL, PipelineError, Source, Speed, StepCache,
+    FlowShift, GuidanceInterval, ImageRequest, Limits, PIXELS_PER_CELL, PipelineError, Source, Speed,
+    StepCache,
 };
 
 use super::bank::SEED_MASK;
@@ -110,11 +111,11 @@ impl Rules {
 
     /// The picture in full, with seed 0.
     pub(super) fn resolve(&self, defaults: ModelDefaults, choices: Choices) -> Result<ImageSpec, ApiError> {
-        let negative_prompt = choices.negative_prompt.unwrap_or(defaults.negative_prompt);
         let kind = defaults.kind;
+        check_family(kind, &choices)?;
+        let negative_prompt = choices.negative_prompt.unwrap_or(defaults.negative_prompt);
         self.check_prompt(kind, "prompt", &choices.prompt)?;
         self.check_prompt(kind, "negative_prompt", &negative_prompt)?;
-        check_family(kind, &choices)?;
         let sampler = named("sampler", choices.sampler, defaults.sampler, SamplerKind::ALL)?;
         let scheduler = named("scheduler", choices.scheduler, defaults.scheduler, Scheduler::ALL)?;
         let (width, height) = size(
@@ -340,6 +341,7 @@ pub(super) mod testing {
             sampler: "dpmpp_2m".into(),
             scheduler: "karras".into(),
             negative_prompt: String::new(),
+            kind: darkroom_models::checkpoint::ModelKind::Sdxl,
         }
     }
 

@@ -1,7 +1,7 @@
 //! One picture, completely: with the same model, a spec always draws the same picture. Everything a client left
 //! open (seed, steps, sampler, …) has been decided by the time there is a spec.
 
-use darkroom_pipelines::Speed;
+use darkroom_pipelines::{FlowShift, Speed};
 use serde::{Deserialize, Serialize};
 
 use super::{Background, BlobId, ControlSpec, DetailSpec, LoraSpec};

@@ -70,14 +70,6 @@ impl<B> Blocks<B> {
         Ok(Self::Streamed { weights, load: Arc::new(load) })
     }
 
-    /// How many there are.
-    pub(crate) fn len(&self) -> usize {
-        match self {
-            Self::Held(blocks) => blocks.len(),
-            Self::Streamed { weights, .. } => weights.len(),
-        }
-    }
-
     /// Runs each in turn.
     ///
     /// # Errors

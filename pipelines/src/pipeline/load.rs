@@ -1,5 +1,7 @@
 //! From an opened checkpoint to a pipeline: which network computes in what, where each goes, and what is left over.
 
+use std::sync::Arc;
+
 use candle_core::Device;
 use darkroom_models::ComputeType;
 use darkroom_models::arithmetic::Range;

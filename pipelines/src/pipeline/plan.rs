@@ -126,10 +126,12 @@ impl MemoryPlan {
             decode_bytes: decode.min(DECODER),
             budget: options.budget,
         };
-        for part in [|plan: &mut Self| &mut plan.text_encoder, |plan: &mut Self| &mut plan.transformer] {
-            if plan.budget.is_some_and(|budget| plan.peak_bytes() > budget) {
-                part(&mut plan).placement = Placement::Streamed;
-            }
+        let full = |plan: &Self| plan.budget.is_some_and(|budget| plan.peak_bytes() > budget);
+        if full(&plan) {
+            plan.text_encoder.placement = Placement::Streamed;
+        }
+        if full(&plan) {
+            plan.transformer.placement = Placement::Streamed;
         }
         plan
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use darkroom_models::{Computed, device};
+use darkroom_models::device;
 use darkroom_pipelines::{LatentPreview, LoraSet, Pipeline, Sample, StepWork};
 
 use super::{Active, DeviceThread, Finished, Phase};

@@ -207,6 +207,7 @@ mod tests {
                 sampler: "euler".into(),
                 scheduler: "normal".into(),
                 negative_prompt: String::new(),
+                kind: darkroom_models::checkpoint::ModelKind::Sdxl,
             },
         };
         let body = serde_json::to_value(ModelBody::new(info, 5)).unwrap();

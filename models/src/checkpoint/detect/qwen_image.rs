@@ -7,7 +7,10 @@ use crate::vae_qwen::QwenVaeConfig;
 use crate::weights::Header;
 
 /// The transformer's config. What its axes' shares of a head are does not show: real ones have heads of 128.
-pub(in crate::checkpoint) fn qwen_image(tensors: &Tensors<'_>, header: &Header) -> Result<QwenImageConfig, CheckpointError> {
+pub(in crate::checkpoint) fn qwen_image(
+    tensors: &Tensors<'_>,
+    header: &Header,
+) -> Result<QwenImageConfig, CheckpointError> {
     const KEY: &str = "transformer_config";
     let said = tensors.metadata::<QwenImageConfig>(header, KEY)?;
     let [inner, in_channels] = tensors.need("img_in.weight")?;
@@ -34,7 +37,10 @@ pub(in crate::checkpoint) fn qwen_image(tensors: &Tensors<'_>, header: &Header) 
 }
 
 /// The config of Qwen-Image's autoencoder; its latents' means and spreads are not in a file.
-pub(in crate::checkpoint) fn vae_qwen(tensors: &Tensors<'_>, header: &Header) -> Result<QwenVaeConfig, CheckpointError> {
+pub(in crate::checkpoint) fn vae_qwen(
+    tensors: &Tensors<'_>,
+    header: &Header,
+) -> Result<QwenVaeConfig, CheckpointError> {
     let detected = QwenVaeConfig::from_shapes(|name| tensors.shape(name))
         .map_err(|reason| tensors.undetectable(reason))?;
     let Some(said) = tensors.metadata::<QwenVaeConfig>(header, "vae_config")? else { return Ok(detected) };

@@ -6,7 +6,7 @@ use crate::qwen_vl::QwenVlTextConfig;
 use crate::weights::Header;
 
 /// The metadata entry that may hold transformers' `config.json`.
-const KEY: &str = "darkroom.text_encoder_config";
+const KEY: &str = "text_encoder_config";
 /// Channels of a head, of every published model.
 const HEAD_DIM: usize = 128;
 

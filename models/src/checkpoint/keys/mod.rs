@@ -5,8 +5,7 @@
 
 mod clip;
 mod controlnet;
-#[cfg_attr(not(test), expect(dead_code, reason = "the checkpoint opener does not know the model yet"))]
-pub(crate) mod qwen_vl;
+mod qwen_vl;
 mod unet;
 mod vae;
 mod vae_qwen;
@@ -14,10 +13,10 @@ mod vae_qwen;
 pub(crate) use clip::clip;
 pub(super) use clip::is_clip_buffer;
 pub(super) use controlnet::{controlnet, last_hint_convolution};
+pub(super) use qwen_vl::{QwenVlKey, qwen_vl};
 pub(super) use unet::layers_per_block;
 pub(crate) use unet::unet;
 pub(super) use vae::{vae, vae_levels};
-#[expect(unused_imports, reason = "single files of this kind are not opened yet")]
 pub(super) use vae_qwen::{is_vae_qwen, vae_qwen, vae_qwen_res_blocks};
 
 use crate::weights::Transform;
