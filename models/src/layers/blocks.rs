@@ -50,6 +50,9 @@ impl<B> Blocks<B> {
         (0..count).try_for_each(|i| weights.scope(i).note_shapes())?;
         let weights: Vec<Weights> = (0..count).map(|i| weights.scope(i).detached()).collect();
         if let Some(first) = weights.first() {
+            let view = first.forked();
+            load(&view)?;
+            view.finish()?;
             // All blocks have one shape: what is wrong with the file shows here and not in the middle of a picture.
             let shapes = |weights: &Weights| {
                 weights.names().into_iter().map(|name| (weights.shape(&name), name)).collect::<Vec<_>>()
@@ -63,9 +66,6 @@ impl<B> Blocks<B> {
                     }
                 }
             }
-            let view = first.forked();
-            load(&view)?;
-            view.finish()?;
         }
         Ok(Self::Streamed { weights, load: Arc::new(load) })
     }
