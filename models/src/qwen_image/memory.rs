@@ -19,7 +19,7 @@ impl QwenImageTransformer2DModel {
     /// Most bytes of activations alive at once in a forward pass of `rows` latents of `height × width` cells with
     /// `tokens` of context each, and no references.
     ///
-    /// Qwen-Image's in `bf16` at 1328 × 1328 (166 × 166 cells) with 200 tokens takes 0.40 GB a row. The peak is the
+    /// Qwen-Image's in `bf16` at 1328 × 1328 (166 × 166 cells) with 200 tokens takes 0.39 GB a row. The peak is the
     /// picture's feed-forward part: four times as wide, before its activation and after it.
     pub fn forward_bytes(&self, rows: usize, height: usize, width: usize, tokens: usize) -> usize {
         self.forward_bytes_with(rows, (height, width), &[], tokens)
@@ -88,7 +88,7 @@ mod tests {
     #[test]
     fn qwen_image_takes_what_its_documentation_says() {
         let bytes = bytes(&QwenImageConfig::default(), 2, 1, (166, 166), &[], 200);
-        assert!((390_000_000..410_000_000).contains(&bytes), "{bytes}");
+        assert!((385_000_000..395_000_000).contains(&bytes), "{bytes}");
     }
 
     #[test]
