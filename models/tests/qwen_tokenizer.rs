@@ -2,17 +2,14 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use darkroom_models::qwen_vl::prompt_ids;
 use darkroom_models::tokenizer::{QwenTokenizer, TokenizerError};
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use support::golden;
 
 #[derive(serde::Deserialize)]
 struct Text {
@@ -36,12 +33,16 @@ struct Golden {
     prompts: Vec<Asked>,
 }
 
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+}
+
 fn expected() -> Golden {
     serde_json::from_str(&fs::read_to_string(golden("qwen_tokens.json")).unwrap()).unwrap()
 }
 
 /// The tiny vocabulary, as `tokenizer.json` and as the files of older folders.
-fn folders() -> [std::path::PathBuf; 2] {
+fn folders() -> [PathBuf; 2] {
     [golden("qwen_image/tokenizer"), golden("qwen_tokenizer_files")]
 }
 

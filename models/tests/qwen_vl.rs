@@ -9,9 +9,11 @@
 
 mod support;
 
-use candle_core::{DType, Tensor};
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
 use darkroom_models::qwen_vl::{MAX_TOKENS, QwenVlTextConfig, QwenVlTextEncoder};
-use darkroom_models::weights::Weights;
+use darkroom_models::weights::{WeightFile, Weights};
 use support::{BATCH_TOLERANCE, Cases, REFERENCE_TOLERANCE, assert_close, folder};
 
 fn opened() -> (QwenVlTextConfig, Weights) {
@@ -132,6 +134,32 @@ fn weights_of_another_shape_are_refused() {
             let error = QwenVlTextEncoder::load(&wrong, &view).unwrap_err().to_string();
             assert!(error.contains(name), "{name}: {error}");
         }
+    }
+}
+
+#[test]
+fn a_damaged_token_is_found_when_it_is_looked_up() {
+    let path = support::golden("qwen_image/text_encoder/model.safetensors");
+    let mut bytes = std::fs::read(path).unwrap();
+    let header = u64::from_le_bytes(*bytes.first_chunk().unwrap()) as usize;
+    let names: serde_json::Value = serde_json::from_slice(&bytes[8..8 + header]).unwrap();
+    let table = names["model.embed_tokens.weight"]["data_offsets"][0].as_u64().unwrap() as usize;
+    let (config, _) = opened();
+    // The last number of row 7, in f16.
+    let place = 8 + header + table + 8 * config.hidden_size * 2 - 2;
+    bytes[place..place + 2].copy_from_slice(&0x7e00_u16.to_le_bytes());
+    let folder = tempfile::tempdir().unwrap();
+    let damaged = folder.path().join("damaged.safetensors");
+    std::fs::write(&damaged, bytes).unwrap();
+    let weights = || Weights::from_file(Arc::new(WeightFile::open(&damaged).unwrap()), &Device::Cpu);
+
+    let streamed = QwenVlTextEncoder::load(&config, &weights().streaming()).unwrap();
+    streamed.encode(&[vec![6, 8]]).unwrap();
+    let at_lookup = streamed.encode(&[vec![6, 7, 8]]).unwrap_err().to_string();
+    let at_loading = QwenVlTextEncoder::load(&config, &weights()).unwrap_err().to_string();
+    for error in [at_lookup, at_loading] {
+        assert!(error.contains("model.embed_tokens.weight") && error.contains("NaN"), "{error}");
+        assert!(error.contains(&(8 * config.hidden_size - 1).to_string()), "{error}");
     }
 }
 

@@ -22,8 +22,8 @@ pub struct Prompt {
 /// keeps 1024, ComfyUI all.
 ///
 /// What is dropped is what ComfyUI drops: what stands before the second turn, and `user` with the line's end that opens
-/// it. diffusers drops 34 ids always, which is the same unless the prompt begins with a line's end: that makes one token
-/// with the one before it.
+/// it. diffusers drops 34 ids always, which is the same unless the prompt begins with an empty line: its end makes one
+/// token with the one before it, and the turn's beginning stays.
 ///
 /// # Errors
 /// Those of [`QwenTokenizer::encode`].

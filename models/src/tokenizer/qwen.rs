@@ -4,7 +4,7 @@
 //! (`<|im_start|>`); what happens around them is Qwen's alone: NFC, the split into words, byte-level BPE.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use tokenizers::models::bpe::BPE;
@@ -186,7 +186,7 @@ impl std::fmt::Debug for QwenTokenizer {
 }
 
 /// The added tokens of a folder without `tokenizer.json`, by id, and the file that has them.
-fn added(folder: &Path) -> Result<(Option<std::path::PathBuf>, BTreeMap<u32, Added>), TokenizerError> {
+fn added(folder: &Path) -> Result<(Option<PathBuf>, BTreeMap<u32, Added>), TokenizerError> {
     let config = folder.join("tokenizer_config.json");
     if config.is_file() {
         let json: TokenizerConfig = parse(&config, &read(&config)?)?;
