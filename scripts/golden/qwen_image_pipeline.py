@@ -51,7 +51,17 @@ def text_encoder(vocabulary):
     with torch.no_grad():
         table = made.get_input_embeddings().weight
         table.copy_(torch.randn(table.shape, generator=generator))
-    return made.half().float().eval()
+    return single(made.half())
+
+
+def single(network):
+    """In single precision, but for the weights' rounding: the frequencies of the language model's rotary embedding are made
+    anew, since they are no weights."""
+    network.float().eval()
+    for module in network.modules():
+        if hasattr(module, "rotary_emb") and hasattr(module.rotary_emb, "inv_freq"):
+            module.rotary_emb = type(module.rotary_emb)(module.config)
+    return network
 
 
 def tokenizer():
@@ -104,7 +114,7 @@ def files(pipe):
     save(FILES / "text_encoders" / "tiny_qwen_vl_fp8_scaled.safetensors", scaled(text), text_config)
     save(FILES / "vae" / "tiny_qwen_image_vae.safetensors", wan_tensors(pipe.vae), {})
     shutil.copy(FOLDER / "tokenizer" / "tokenizer.json", FILES / "text_encoders" / "tokenizer.json")
-    pipe.transformer.float(), pipe.text_encoder.float()
+    single(pipe.transformer), single(pipe.text_encoder)
 
 
 def lora():
@@ -230,7 +240,7 @@ def main():
         part.half()
     pipe.save_pretrained(FOLDER, max_shard_size="150KB")
     for part in (pipe.transformer, pipe.vae, pipe.text_encoder):
-        part.float()
+        single(part)
     for extra in [path for path in FOLDER.rglob("*") if path.name in ("chat_template.jinja", "generation_config.json")]:
         extra.unlink()
     files(pipe)
