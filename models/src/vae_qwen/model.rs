@@ -57,9 +57,9 @@ impl AutoencoderKlQwenImage {
     /// As it comes out of the network: what tiles are blended of.
     pub(super) fn decode_unclamped(&self, latent: &Tensor) -> candle_core::Result<Tensor> {
         check_picture("latent", latent, self.config.z_dim, 1)?;
-        let x = channels_last(latent)?.to_dtype(self.activations)?;
-        let decoded = self.decoder.forward(self.post_quant.forward(&x, Adapters::none())?)?;
-        channels_first(&decoded)?.to_dtype(DType::F32)
+        let mut x = channels_last(latent)?.to_dtype(self.activations)?;
+        x = self.post_quant.forward(&x, Adapters::none())?;
+        channels_first(&self.decoder.forward(x)?)?.to_dtype(DType::F32)
     }
 
     /// The mean of the latent's distribution: `[b, 3, h, w]`, -1 to 1, to `[b, 16, h/8, w/8]`, rounded down.
