@@ -10,7 +10,7 @@ use crate::noise::BatchPosition;
 use crate::picture::{Mask, Picture};
 use crate::prompt::PromptLimits;
 use crate::sampler::SamplerKind;
-use crate::schedule::Scheduler;
+use crate::schedule::{self, Scheduler};
 use crate::speed::Speed;
 
 /// Pixels a side of one latent cell: what width and height must be multiples of.
@@ -67,6 +67,18 @@ pub enum FlowShift {
     /// The further the larger the picture is, by diffusers' rule for Qwen-Image; steps are evenly spread, whatever the
     /// scheduler.
     Dynamic,
+}
+
+impl FlowShift {
+    /// Where a request does not say: what the authors of Qwen-Image's few-step LoRAs, and ComfyUI's own workflows, draw with.
+    pub const OWN: Self = Self::Fixed(3.0);
+
+    /// The exponent by which [`FlowShift::Dynamic`] moves noise levels of a picture of so many pixels up.
+    pub fn exponent(width: usize, height: usize) -> f64 {
+        // Tokens are patches of two by two cells.
+        let side = |pixels: usize| (pixels / PIXELS_PER_CELL).div_ceil(2);
+        schedule::dynamic_shift(side(width) * side(height))
+    }
 }
 
 /// What a picture starts from.

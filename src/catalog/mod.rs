@@ -118,6 +118,19 @@ impl Entry {
         }
     }
 
+    /// Of Qwen-Image: the names of its text encoder's and its autoencoder's files, for metadata. Of a diffusers folder,
+    /// the names of its folders.
+    pub fn split_files(&self) -> Option<(String, String)> {
+        let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        match &self.location {
+            Location::QwenImage(files) => Some((name(&files.text_encoder), name(&files.vae))),
+            _ if self.kind == ModelKind::QwenImage => {
+                Some((format!("{}/text_encoder", self.id), format!("{}/vae", self.id)))
+            }
+            _ => None,
+        }
+    }
+
     /// What is wrong with it, for clients: they know its name, and not where the server keeps it.
     pub fn for_clients(&self, problem: &str) -> String {
         match &self.location {

@@ -5,7 +5,7 @@ use std::io::Read;
 use std::path::Path;
 
 use darkroom_pipelines::noise::BatchPosition;
-use darkroom_pipelines::{ImageRequest, Limits, Picture};
+use darkroom_pipelines::{FlowShift, ImageRequest, Limits, Picture};
 
 use super::args::{GenerateArgs, PromptArgs};
 use super::error::CommandError;
@@ -14,7 +14,7 @@ use super::progress::Progress;
 use super::run::{Model, Timings, check, limits, save_latents};
 use super::{print_result, source};
 use crate::expressions::Vocabulary;
-use crate::picture::{Recipe, encode_png, save_numbered};
+use crate::picture::{Recipe, RecipeFlow, encode_png, save_numbered};
 use crate::task::Background;
 
 /// Most bytes that are read of a prompt file.
@@ -106,6 +106,11 @@ pub(super) fn recipe(request: &ImageRequest, model: &Model, origin: &crate::pict
         clip_skip: request.clip_skip,
         computed: model.pipeline().computed(),
         model: model.name.clone(),
+        flow: model.split_files.clone().map(|(text_encoder, vae)| RecipeFlow {
+            shift: request.shift.unwrap_or(FlowShift::OWN),
+            text_encoder,
+            vae,
+        }),
         origin: origin.clone(),
         loras: Vec::new(),
         controls: Vec::new(),

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use candle_core::{DType, Tensor};
-use darkroom_models::checkpoint::ModelKind;
+use darkroom_models::checkpoint::{ModelKind, QwenImageParts};
 use darkroom_models::{bf16_is_accelerated, device};
 use darkroom_pipelines::prompt::{PromptError, PromptLimits};
 use darkroom_pipelines::{ImageRequest, Limits, LoadOptions, Picture, Pipeline, PipelineError};
@@ -26,6 +26,8 @@ pub(super) struct Model {
     pipeline: Pipeline,
     /// The name for recipes.
     pub(super) name: String,
+    /// Of Qwen-Image: the names of its text encoder's and autoencoder's files, for recipes.
+    pub(super) split_files: Option<(String, String)>,
     /// What to draw with where the flags say nothing.
     pub(super) defaults: Defaults,
 }
@@ -126,7 +128,11 @@ impl Model {
             (_, ModelKind::QwenImage) => Defaults::of_qwen_image(),
             (_, _) => Defaults::of_size(1024),
         };
-        Ok(Self { pipeline, name: reference.name(vocabulary), defaults })
+        let split_files = match &opened {
+            Opened::QwenImage(parts) => Some(split_files(parts)),
+            _ => None,
+        };
+        Ok(Self { pipeline, name: reference.name(vocabulary), split_files, defaults })
     }
 
     /// What draws.
@@ -188,6 +194,16 @@ impl Model {
         }
         Ok(latents)
     }
+}
+
+/// The file names of a Qwen-Image's text encoder and autoencoder; of a folder, its folders' names.
+fn split_files(parts: &QwenImageParts) -> (String, String) {
+    let name = |origin: &str| {
+        Path::new(origin).file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
+    };
+    let text = parts.text_encoder.as_ref().map_or("", |part| part.weights.origin());
+    let vae = parts.vae.as_ref().map_or("", |part| part.weights.origin());
+    (name(text), name(vae))
 }
 
 /// Writes latents as one batch in the file format of ComfyUI's `SaveLatent`: `latent_tensor`

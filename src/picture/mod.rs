@@ -22,6 +22,6 @@ pub use read::{
     MAX_BYTES, MAX_PIXELS, MAX_SIDE, ReadError, ReadLimits, read_mask, read_mask_bytes, read_picture,
     read_picture_bytes,
 };
-pub use recipe::{Origin, Recipe, RecipeControl, RecipeLora};
+pub use recipe::{Origin, Recipe, RecipeControl, RecipeFlow, RecipeLora};
 pub use scale::{cover, cover_mask};
 pub use thumbnail::{ThumbnailError, thumbnail};

@@ -8,7 +8,7 @@ mod workflow;
 use std::fmt::Write as _;
 
 use darkroom_models::Computed;
-use darkroom_pipelines::Speed;
+use darkroom_pipelines::{FlowShift, Speed};
 use serde_json::Value;
 
 use super::TextChunk;
@@ -68,6 +68,17 @@ pub struct RecipeControl {
     pub end: f64,
 }
 
+/// What Qwen-Image's workflow has beside what others have.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RecipeFlow {
+    /// How far noise levels were moved up.
+    pub shift: FlowShift,
+    /// File name of the text encoder.
+    pub text_encoder: String,
+    /// File name of the autoencoder.
+    pub vae: String,
+}
+
 /// Everything that decides one picture.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Recipe {
@@ -97,6 +108,8 @@ pub struct Recipe {
     pub computed: Computed,
     /// File name of the model.
     pub model: String,
+    /// Of Qwen-Image: how its noise levels were moved up, and what its other files are.
+    pub flow: Option<RecipeFlow>,
     /// What it started from.
     pub origin: Origin,
     /// LoRAs, in the order in which they were applied.
@@ -161,6 +174,7 @@ pub(super) mod tests {
             clip_skip: None,
             computed: Computed::Full,
             model: "sdxl/base.safetensors".into(),
+            flow: None,
             origin,
             loras: Vec::new(),
             controls: Vec::new(),

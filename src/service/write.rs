@@ -4,12 +4,13 @@
 use std::time::{Duration, Instant};
 
 use darkroom_models::Computed;
+use darkroom_pipelines::FlowShift;
 use jiff::Timestamp;
 
 use super::{Service, ServiceError};
 use crate::catalog::AuxiliaryKind;
 use crate::engine::Drawn;
-use crate::picture::{self, Origin, Recipe, RecipeControl, RecipeLora};
+use crate::picture::{self, Origin, Recipe, RecipeControl, RecipeFlow, RecipeLora};
 use crate::store::{ImageStored, StorageError, StoreError};
 use crate::task::{
     Background, ControlSpec, DrawnImage, ImageSpec, LoraSpec, SourceSpec, TaskError, TaskErrorKind,
@@ -161,6 +162,7 @@ impl Service {
             clip_skip: spec.clip_skip,
             computed,
             model: self.model_file(&spec.model),
+            flow: self.recipe_flow(spec),
             origin,
             loras: spec.loras.iter().map(|lora| self.recipe_lora(lora)).collect(),
             controls: spec.controls.iter().map(|control| self.recipe_control(control)).collect(),
@@ -168,6 +170,13 @@ impl Service {
             detail: spec.detail.clone(),
             background: spec.background.clone(),
         }
+    }
+
+    /// What Qwen-Image's workflow needs beside the model's file.
+    fn recipe_flow(&self, spec: &ImageSpec) -> Option<RecipeFlow> {
+        let entry = self.0.catalog.find(&spec.model)?;
+        let (text_encoder, vae) = entry.split_files()?;
+        Some(RecipeFlow { shift: spec.shift.unwrap_or(FlowShift::OWN), text_encoder, vae })
     }
 
     fn recipe_lora(&self, spec: &LoraSpec) -> RecipeLora {

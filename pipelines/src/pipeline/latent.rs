@@ -14,7 +14,7 @@ use crate::guidance::Guidance;
 use crate::latent_request::LatentRequest;
 use crate::noise::{BatchPosition, indexed_noise, initial_noise};
 use crate::picture::Mask;
-use crate::request::{FlowShift, ImageRequest};
+use crate::request::{FlowShift, ImageRequest, PIXELS_PER_CELL};
 use crate::sample::{Differential, End, Repaint, Sample};
 use crate::sampler::{self, SamplerKind};
 use crate::schedule::{self, ModelSampling};
@@ -54,10 +54,6 @@ pub(super) struct FlowRun {
     /// From first to last.
     pub(super) sigmas: Vec<f32>,
 }
-
-/// How far pictures that are asked for in words have their noise levels moved up, where they do not say: what the
-/// authors of Qwen-Image's few-step LoRAs, and ComfyUI's own workflows, draw with.
-const FLOW_SHIFT: f64 = 3.0;
 
 impl Pipeline {
     /// Fails for what the model's family cannot do.
@@ -113,16 +109,14 @@ impl Pipeline {
             let sigmas = schedule::sigmas(scheduler, &self.sampling, steps, denoise, sampler)?;
             return Ok(FlowRun { sampling: None, sigmas });
         }
-        let (sampling, sigmas) = match request.shift.unwrap_or(FlowShift::Fixed(FLOW_SHIFT)) {
+        let (sampling, sigmas) = match request.shift.unwrap_or(FlowShift::OWN) {
             FlowShift::Fixed(shift) => {
                 let sampling = ModelSampling::flow(shift, 1.0);
                 let sigmas = schedule::sigmas(scheduler, &sampling, steps, denoise, sampler)?;
                 (sampling, sigmas)
             }
             FlowShift::Dynamic => {
-                // Tokens are patches of two by two cells.
-                let tokens = height.div_ceil(2) * width.div_ceil(2);
-                let mu = schedule::dynamic_shift(tokens);
+                let mu = FlowShift::exponent(PIXELS_PER_CELL * width, PIXELS_PER_CELL * height);
                 (ModelSampling::flux(mu), schedule::dynamic_flow_sigmas(steps, denoise, mu)?)
             }
         };

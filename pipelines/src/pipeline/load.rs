@@ -245,7 +245,10 @@ impl Pipeline {
             limits: Limits::default(),
             embeddings: None,
             compute_type: options.compute_type,
-            activation_budget: DEFAULT_ACTIVATION_BUDGET,
+            activation_budget: match options.budget {
+                Some(_) => usize::try_from(plan.decode_bytes).unwrap_or(DEFAULT_ACTIVATION_BUDGET),
+                None => DEFAULT_ACTIVATION_BUDGET,
+            },
             weight_bytes: plan.resident_bytes(),
         })
     }

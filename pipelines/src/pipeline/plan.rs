@@ -19,6 +19,8 @@ const PLANNED_SIDE: usize = 166;
 const PLANNED_TOKENS: usize = 512;
 /// Bytes that the decoder is given; it goes by tiles where it would take more.
 const DECODER: u64 = 2 << 30;
+/// Side in cells of the tiles that it goes by before a transformer is read anew at every step.
+const LEAST_TILE: usize = 32;
 
 /// Whether a network's blocks stay in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -109,10 +111,12 @@ impl MemoryPlan {
         let vae = parts.vae.as_ref();
         let vae_bytes =
             vae.map_or(0, |part| part.weights.computing(options.compute_type, Range::Wide).bytes());
-        let decode = vae.map_or(0, |part| {
-            let weights = part.weights.computing(options.compute_type, Range::Wide);
-            part.config.decode_bytes(weights.activations(), PLANNED_SIDE, PLANNED_SIDE) as u64
-        });
+        let decode = |side: usize| {
+            vae.map_or(0, |part| {
+                let weights = part.weights.computing(options.compute_type, Range::Wide);
+                part.config.decode_bytes(weights.activations(), side, side) as u64
+            })
+        };
         let step = transformer.as_ref().map_or(0, |(weights, _, config)| {
             let sides = (PLANNED_SIDE, PLANNED_SIDE);
             config.forward_bytes(weights.activations(), 2, sides, PLANNED_TOKENS) as u64
@@ -123,12 +127,15 @@ impl MemoryPlan {
                 .map_or(PlannedPart::NONE, |(weights, blocks, _)| PlannedPart::of(&weights, blocks)),
             vae: PlannedPart { bytes: vae_bytes, ..PlannedPart::NONE },
             step_bytes: step,
-            decode_bytes: decode.min(DECODER),
+            decode_bytes: decode(PLANNED_SIDE).min(DECODER),
             budget: options.budget,
         };
         let full = |plan: &Self| plan.budget.is_some_and(|budget| plan.peak_bytes() > budget);
         if full(&plan) {
             plan.text_encoder.placement = Placement::Streamed;
+        }
+        if full(&plan) {
+            plan.decode_bytes = decode(LEAST_TILE).min(plan.decode_bytes);
         }
         if full(&plan) {
             plan.transformer.placement = Placement::Streamed;

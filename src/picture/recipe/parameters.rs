@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use darkroom_pipelines::{GuidanceInterval, Speed, StepCache};
+use darkroom_pipelines::{FlowShift, GuidanceInterval, Speed, StepCache};
 use serde_json::Value;
 
 use super::{Origin, Recipe, RecipeControl, RecipeLora};
@@ -39,6 +39,13 @@ impl Recipe {
         }
         if let Some(skip) = self.clip_skip {
             let _ = write!(text, ", Clip skip: {skip}");
+        }
+        match self.flow.as_ref().map(|flow| flow.shift) {
+            None => {}
+            Some(FlowShift::Fixed(shift)) => {
+                let _ = write!(text, ", Shift: {shift}");
+            }
+            Some(FlowShift::Dynamic) => text.push_str(", Shift: dynamic"),
         }
         if !self.computed.is_full() {
             let _ = write!(text, ", Precision: {}", self.computed);

@@ -1,19 +1,32 @@
 //! ComfyUI's `prompt`: a workflow in API format, of core nodes only. What they cannot do is done as nearly as they
 //! can, and the node's title says so.
 
+use darkroom_pipelines::FlowShift;
 use serde_json::{Map, Value, json};
 
-use super::{Origin, Recipe, RecipeControl, RecipeLora};
+use super::{Origin, Recipe, RecipeControl, RecipeFlow, RecipeLora};
 use crate::task::{Background, Preprocess};
 
 impl Recipe {
     /// ComfyUI's workflow in API format: node id → class and inputs; a link is `[node id, output]`.
     pub fn comfyui_prompt(&self) -> Value {
         let mut graph = Graph::default();
-        let checkpoint = graph.add("CheckpointLoaderSimple", json!({ "ckpt_name": self.model }));
-        let (mut model, mut clip, vae) = (checkpoint.output(0), checkpoint.output(1), checkpoint.output(2));
+        let (mut model, mut clip, vae) = match &self.flow {
+            None => {
+                let checkpoint = graph.add("CheckpointLoaderSimple", json!({ "ckpt_name": self.model }));
+                (checkpoint.output(0), checkpoint.output(1), checkpoint.output(2))
+            }
+            Some(flow) => self.split_loaders(&mut graph, flow),
+        };
         for lora in &self.loras {
-            (model, clip) = with_lora(&mut graph, lora, &model, &clip);
+            if self.flow.is_some() {
+                model = with_model_lora(&mut graph, lora, &model);
+            } else {
+                (model, clip) = with_lora(&mut graph, lora, &model, &clip);
+            }
+        }
+        if let Some(flow) = &self.flow {
+            model = self.shifted(&mut graph, flow, &model);
         }
         if let Some(skip) = self.clip_skip {
             let inputs = json!({ "clip": clip, "stop_at_clip_layer": -(skip as i64) });
@@ -45,6 +58,38 @@ impl Recipe {
         let inputs = json!({ "images": decoded.output(0), "filename_prefix": "darkroom" });
         graph.add_titled("SaveImage", inputs, self.beyond());
         Value::Object(graph.nodes)
+    }
+
+    /// Qwen-Image's three files; the links to model, text encoder and VAE.
+    fn split_loaders(&self, graph: &mut Graph, flow: &RecipeFlow) -> (Value, Value, Value) {
+        let inputs = json!({ "unet_name": self.model, "weight_dtype": "default" });
+        let model = graph.add("UNETLoader", inputs).output(0);
+        let inputs = json!({ "clip_name": flow.text_encoder, "type": "qwen_image" });
+        let clip = graph.add("CLIPLoader", inputs).output(0);
+        let vae = graph.add("VAELoader", json!({ "vae_name": flow.vae })).output(0);
+        (model, clip, vae)
+    }
+
+    /// Moves noise levels up, and where there is guidance brings it back to the prompt's length; the link to the model.
+    fn shifted(&self, graph: &mut Graph, flow: &RecipeFlow, model: &Value) -> Value {
+        let (shift, note) = match flow.shift {
+            FlowShift::Fixed(shift) => (shift, None),
+            // The same curve, without its end being stretched.
+            FlowShift::Dynamic => {
+                let shift = FlowShift::exponent(self.width, self.height).exp();
+                let note = "ModelSamplingAuraFlow (in place of a shift by the picture's size)";
+                ((100.0 * shift).round() / 100.0, Some(note.to_owned()))
+            }
+        };
+        let inputs = json!({ "model": model, "shift": shift });
+        let model = graph.add_titled("ModelSamplingAuraFlow", inputs, note).output(0);
+        if self.cfg == 1.0 {
+            return model;
+        }
+        let note = "CFGNorm (in place of one by tokens)";
+        graph
+            .add_titled("CFGNorm", json!({ "model": model, "strength": 1.0 }), Some(note.to_owned()))
+            .output(0)
     }
 
     /// What was done after decoding, which is not in the workflow.
@@ -127,7 +172,8 @@ impl Recipe {
         match &self.origin {
             Origin::Empty => {
                 let inputs = json!({ "width": self.width, "height": self.height, "batch_size": 1 });
-                graph.add("EmptyLatentImage", inputs).output(0)
+                let class = if self.flow.is_some() { "EmptySD3LatentImage" } else { "EmptyLatentImage" };
+                graph.add(class, inputs).output(0)
             }
             Origin::Image { image, scaled } => {
                 let (pixels, _) = load(graph, image, *scaled);
@@ -175,6 +221,14 @@ fn with_lora(graph: &mut Graph, lora: &RecipeLora, model: &Value, clip: &Value) 
     });
     let loaded = graph.add_titled("LoraLoader", inputs, note);
     (loaded.output(0), loaded.output(1))
+}
+
+/// The same of a model whose text encoder LoRAs leave alone; the link to the model.
+fn with_model_lora(graph: &mut Graph, lora: &RecipeLora, model: &Value) -> Value {
+    let strength = lora.strength.clamp(-100.0, 100.0);
+    let note = changed("LoraLoaderModelOnly", "strength", &[(lora.strength, strength)]);
+    let inputs = json!({ "model": model, "lora_name": lora.file, "strength_model": strength });
+    graph.add_titled("LoraLoaderModelOnly", inputs, note).output(0)
 }
 
 /// Adds an edge detector; the link to its edges. Thresholds 0 to 1.

@@ -203,3 +203,44 @@ fn what_core_nodes_cannot_do_is_said_in_a_title() {
     let detailed = Recipe { detail: Some(detail), background: Background::Key, ..plain };
     assert_eq!(titles(&detailed), ["Save Image (without the detail pass and with its background)"]);
 }
+
+#[test]
+fn the_workflow_of_qwen_image_loads_its_three_files_and_moves_noise_levels_up() {
+    let flow = |shift| RecipeFlow {
+        shift,
+        text_encoder: "qwen_vl.safetensors".into(),
+        vae: "qwen_vae.safetensors".into(),
+    };
+    let recipe = |shift| Recipe {
+        model: "qwen_image.safetensors".into(),
+        flow: Some(flow(shift)),
+        loras: vec![lora("lightning.safetensors", 1.0, 0.0)],
+        cfg: 1.0,
+        ..recipe(Origin::Empty)
+    };
+    let few_steps = recipe(FlowShift::Fixed(3.0));
+    let mut expected = [
+        "UNETLoader",
+        "CLIPLoader",
+        "VAELoader",
+        "LoraLoaderModelOnly",
+        "ModelSamplingAuraFlow",
+        "CLIPTextEncode",
+        "CLIPTextEncode",
+        "EmptySD3LatentImage",
+        "KSampler",
+        "VAEDecode",
+        "SaveImage",
+    ];
+    expected.sort_unstable();
+    assert_eq!(classes(&few_steps.comfyui_prompt()), expected);
+    assert!(few_steps.parameters().contains(", Shift: 3,"), "{}", few_steps.parameters());
+    let guided = Recipe { cfg: 4.0, ..recipe(FlowShift::Dynamic) };
+    let graph = guided.comfyui_prompt();
+    assert!(classes(&graph).contains(&"CFGNorm"));
+    let shift =
+        graph.as_object().unwrap().values().find(|node| node["class_type"] == "ModelSamplingAuraFlow");
+    // exp(0.5 + 0.4 · (1536 - 256) / 7936), of 32 by 48 tokens.
+    assert_eq!(shift.unwrap()["inputs"]["shift"], 1.76);
+    assert!(guided.parameters().contains(", Shift: dynamic,"), "{}", guided.parameters());
+}
