@@ -78,6 +78,18 @@ KERNEL(256) geglu(const T *x, T *y, u64 packs, u32 width) {
     ((Pack<T, N> *)y)[at] = out;
 }
 
+// y = silu(gate) * value, `length` elements. Reads gate and value, writes y.
+KERNEL(256) swiglu(const T *gate, const T *value, T *y, u64 length) {
+    u64 first = place() * N;
+    if (first + N <= length) {
+        Pack<T, N> one = *(const Pack<T, N> *)(gate + first), other = *(const Pack<T, N> *)(value + first), out;
+        for (int i = 0; i < N; i++) set(out.at[i], activated(to_float(one.at[i]), SILU) * to_float(other.at[i]));
+        *(Pack<T, N> *)(y + first) = out;
+    } else {
+        for (u64 i = first; i < length; i++) set(y[i], activated(to_float(gate[i]), SILU) * to_float(value[i]));
+    }
+}
+
 // y = the rows of a: [rows, left], each followed by that of b: [rows, right]; `packs` of y. Reads a and b, writes y.
 KERNEL(256) concat(const T *a, const T *b, T *y, u64 packs, u32 left, u32 right) {
     u64 at = place();

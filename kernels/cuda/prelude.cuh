@@ -102,6 +102,13 @@ __device__ __forceinline__ float over_one_plus_exp(float x, float y) { return x 
 __device__ __forceinline__ float to_float(float x) { return x; }
 __device__ __forceinline__ float to_float(bf16 x) { return bits_to_float((u32)x.bits << 16); }
 __device__ __forceinline__ float to_float(f16 x) { return half_bits_to_float(x.bits); }
+// Its seven bits behind the sign, moved to where f16 has the like, are the number divided by 2^8: exponents' biases are
+// 7 and 15. Numbers below the normal ones are so in both.
+__device__ __forceinline__ float to_float(e4m3 x) {
+    u32 size = x.bits & 0x7f, sign = x.bits & 0x80;
+    float number = half_bits_to_float((u16)(size << 7 | sign << 8)) * 256.0f;
+    return size == 0x7f ? bits_to_float(0x7fc00000) : number;
+}
 
 // Rounds to nearest, ties to even; what is not a number stays so.
 __device__ __forceinline__ void set(float &to, float x) { to = x; }
@@ -127,6 +134,17 @@ template <class T> __device__ __forceinline__ T rounded(float x) {
     T to;
     set(to, x);
     return to;
+}
+
+// N neighbouring elements, aligned to their size or to 16 bytes, as floats.
+template <int N, class T> __device__ __forceinline__ void load_floats(const T *from, float (&to)[N]) {
+    const int W = N * sizeof(T) > 16 ? 16 / sizeof(T) : N;
+#pragma unroll
+    for (int i = 0; i < N; i += W) {
+        Pack<T, W> part = *(const Pack<T, W> *)(from + i);
+#pragma unroll
+        for (int j = 0; j < W; j++) to[i + j] = to_float(part.at[j]);
+    }
 }
 
 #ifndef DARKROOM_EMULATED
@@ -159,6 +177,11 @@ __device__ __forceinline__ float warp_sum(float x) {
     for (int lanes = 16; lanes > 0; lanes /= 2) x += __shfl_xor_sync(0xffffffffu, x, lanes);
     return x;
 }
+// The sum over each COUNT neighbouring lanes, a power of two of at most 32, in all of them. The whole warp takes part.
+template <int COUNT> __device__ __forceinline__ float lanes_sum(float x) {
+    for (int lanes = COUNT / 2; lanes > 0; lanes /= 2) x += __shfl_xor_sync(0xffffffffu, x, lanes);
+    return x;
+}
 __device__ __forceinline__ float warp_max(float x) {
     for (int lanes = 16; lanes > 0; lanes /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, lanes));
     return x;
@@ -176,12 +199,13 @@ __device__ __forceinline__ float block_sum(float x, float *scratch) {
 }
 
 // The same numbers as `darkroom_kernels::Activation`.
-enum { IDENTITY = 0, SILU = 1, GELU = 2, QUICK_GELU = 3 };
+enum { IDENTITY = 0, SILU = 1, GELU = 2, QUICK_GELU = 3, GELU_TANH = 4 };
 __device__ __forceinline__ float activated(float x, int activation) {
     switch (activation) {
     case SILU: return over_one_plus_exp(x, -x);
     case GELU: return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f));
     case QUICK_GELU: return over_one_plus_exp(x, -1.702f * x);
+    case GELU_TANH: return over_one_plus_exp(x, -1.5957691f * (x + 0.044715f * x * x * x)); // 2 sqrt(2 / pi)
     default: return x;
     }
 }

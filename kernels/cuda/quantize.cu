@@ -1,5 +1,5 @@
 // Rounding to 8-bit e4m3 with scales found on the way: codes = x / scale with scale = largest / 448, so that the largest
-// of a row, or of all, becomes the largest code. T: the element. Rows are whole packs of 16.
+// of a row, or of all, becomes the largest code. And back. T: the element. Rows that are rounded are whole packs of 16.
 // compile: -DT=bf16
 // compile: -DT=f16
 // compile: -DT=float
@@ -71,4 +71,20 @@ KERNEL(256) quantize_all(const T *__restrict__ x, e4m3 *__restrict__ codes, floa
 #pragma unroll 4
     for (u64 i = (u64)blockIdx.x * 256 + threadIdx.x; i < packs; i += (u64)gridDim.x * 256) to[i] = coded(from[i], inverse);
     if (blockIdx.x == 0 && threadIdx.x == 0) *scale = scale_of(largest);
+}
+
+// y = codes * scale, `length` codes in rows of `width` with a scale each; one scale for all where `width` is 0. Reads the
+// codes, writes y.
+KERNEL(256) widen(const e4m3 *__restrict__ codes, const float *__restrict__ scales, T *__restrict__ y, u64 length, u32 width) {
+    u64 first = ((u64)blockIdx.x * blockDim.x + threadIdx.x) * N;
+    if (first + N <= length && width % N == 0) {
+        Pack<e4m3, N> in = *(const Pack<e4m3, N> *)(codes + first);
+        float scale = scales[width ? first / width : 0];
+        Pack<T, N> out;
+        for (int i = 0; i < N; i++) set(out.at[i], to_float(in.at[i]) * scale);
+        *(Pack<T, N> *)(y + first) = out;
+    } else {
+        u64 end = first + N < length ? first + N : length;
+        for (u64 i = first; i < end; i++) set(y[i], to_float(codes[i]) * scales[width ? i / width : 0]);
+    }
 }

@@ -14,6 +14,10 @@ use crate::reference;
 /// When the shapes do not fit or `x` has no elements.
 pub fn modulated_layer_norm(x: &Tensor, shift: &Tensor, scale: &Tensor, eps: f64) -> Result<Tensor> {
     check("modulated_layer_norm", x, &[shift, scale])?;
+    #[cfg(feature = "cuda")]
+    if crate::cuda::modulation::takes(x) {
+        return crate::cuda::modulation::modulated_layer_norm(x, shift, scale, eps);
+    }
     if !tensors::takes_activation(x) {
         return reference::modulated_layer_norm(x, shift, scale, eps);
     }
@@ -28,6 +32,10 @@ pub fn add_gated(x: &Tensor, y: &Tensor, gate: &Tensor) -> Result<Tensor> {
     check("add_gated", x, &[gate])?;
     if x.dims() != y.dims() || x.dtype() != y.dtype() {
         bail!("add_gated: x {:?} of {:?} and y {:?} of {:?}", x.shape(), x.dtype(), y.shape(), y.dtype());
+    }
+    #[cfg(feature = "cuda")]
+    if crate::cuda::launch::takes(x) {
+        return crate::cuda::modulation::add_gated(x, y, gate);
     }
     if !tensors::takes_activation(x) || !tensors::takes_activation(y) {
         return reference::add_gated(x, y, gate);

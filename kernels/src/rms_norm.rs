@@ -14,6 +14,10 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64, activation: Activation) -
     if x.elem_count() == 0 || weight.dims() != [x.dim(D::Minus1)?] {
         bail!("rms_norm: x {:?} and weight {:?} do not fit", x.shape(), weight.shape());
     }
+    #[cfg(feature = "cuda")]
+    if crate::cuda::rms_norm::takes(x) {
+        return crate::cuda::rms_norm::rms_norm(x, weight, eps, activation);
+    }
     if !tensors::takes_activation(x) {
         return reference::rms_norm(x, weight, eps, activation);
     }

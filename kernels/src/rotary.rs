@@ -32,6 +32,10 @@ pub fn rotary(x: &Tensor, heads: usize, cos: &Tensor, sin: &Tensor, pairs: Rotar
             sin.shape()
         );
     }
+    #[cfg(feature = "cuda")]
+    if crate::cuda::launch::takes(x) {
+        return crate::cuda::rotary::rotary(x, heads, cos, sin, pairs);
+    }
     if !tensors::takes_activation(x) {
         return reference::rotary(x, heads, cos, sin, pairs);
     }

@@ -20,6 +20,10 @@ pub fn swiglu(gate: &Tensor, value: &Tensor) -> Result<Tensor> {
             value.dtype()
         );
     }
+    #[cfg(feature = "cuda")]
+    if crate::cuda::launch::takes(gate) {
+        return crate::cuda::pointwise::swiglu(gate, value);
+    }
     if !tensors::takes_activation(gate) || !tensors::takes_activation(value) {
         return reference::swiglu(gate, value);
     }

@@ -86,7 +86,8 @@ fn activation() -> impl Strategy<Value = Activation> {
         Just(Activation::Identity),
         Just(Activation::Silu),
         Just(Activation::Gelu),
-        Just(Activation::QuickGelu)
+        Just(Activation::QuickGelu),
+        Just(Activation::GeluTanh)
     ]
 }
 

@@ -109,6 +109,15 @@ pub(crate) fn blocks(items: usize, threads: u32) -> Result<LaunchConfig> {
     Ok(grid((blocks.max(1), 1, 1), threads, 0))
 }
 
+/// Blocks of threads for `columns` items of each of `rows` rows: rows along the grid's first side, parts of one along its
+/// second, so that a kernel finds its row without dividing.
+pub(crate) fn rows(rows: usize, columns: usize) -> Result<LaunchConfig> {
+    const MOST_THREADS: usize = 128;
+    let threads = columns.next_multiple_of(32).min(MOST_THREADS);
+    let number = |n: usize| u32::try_from(n).map_err(Error::wrap);
+    Ok(grid((number(rows)?, number(columns.div_ceil(threads))?, 1), number(threads)?, 0))
+}
+
 /// A grid of blocks of `threads`, with `shared` bytes of shared memory each.
 pub(crate) fn grid(blocks: (u32, u32, u32), threads: u32, shared: u32) -> LaunchConfig {
     LaunchConfig { grid_dim: blocks, block_dim: (threads, 1, 1), shared_mem_bytes: shared }

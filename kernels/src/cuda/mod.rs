@@ -17,10 +17,15 @@ pub(crate) mod image;
 pub(crate) mod launch;
 pub(crate) mod layer_norm;
 pub mod matmul;
+pub(crate) mod modulation;
 pub(crate) mod operand;
 pub(crate) mod packs;
 pub(crate) mod pointwise;
+pub(crate) mod rms_norm;
+pub(crate) mod rotary;
+pub(crate) mod row_threads;
 pub(crate) mod sampling;
+pub(crate) mod view;
 
 pub use attention::{AttentionPath, attention_by};
 pub use canny::{CannyRule, canny};

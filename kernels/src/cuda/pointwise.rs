@@ -117,6 +117,27 @@ pub(crate) fn geglu(x: &Tensor) -> Result<Tensor> {
     Ok(y.into_tensor())
 }
 
+/// `silu(gate) · value`, of one shape and type.
+pub(crate) fn swiglu(gate: &Tensor, value: &Tensor) -> Result<Tensor> {
+    let (device, dtype, length) = (launch::device(gate)?, gate.dtype(), gate.elem_count());
+    let (gate, value) = (Dense::of(gate)?, Dense::of(value)?);
+    let y = unset(gate.tensor().dims(), &gate)?;
+    let width = packs::width(dtype, &[]);
+    let items = length.div_ceil(width);
+    each!(
+        device,
+        dtype,
+        width,
+        items,
+        "swiglu",
+        gate.address(),
+        value.address(),
+        y.address(),
+        length as u64
+    )?;
+    Ok(y.into_tensor())
+}
+
 /// Rows of `a`, each followed by that of `b`.
 pub(crate) fn concat(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     let (device, dtype) = (launch::device(a)?, a.dtype());

@@ -11,7 +11,7 @@ use crate::cpu::tensors;
 use crate::linear::{self, Weight, linear_add};
 
 /// `x · weightᵀ + bias + residual` with `x` as it is: only the weight is in 8 bits. Shapes as
-/// [`linear_fp8`](crate::linear_fp8)'s; sides may be any. On the CPU codes are widened a tile at a time.
+/// [`linear_fp8`](crate::linear_fp8)'s; sides may be any. On the CPU codes are widened a tile at a time, on a GPU into a matrix that lives for this call.
 ///
 /// # Errors
 /// When the shapes or types do not fit each other or `x` is empty.
@@ -25,6 +25,12 @@ pub fn linear_widened(
     linear::check("linear_widened", x, &weight.values, bias, residual)?;
     if tensors::takes_activation(x) && weight.values.device().is_cpu() {
         return on_cpu(Isa::detect(), precision, x, weight, bias, residual);
+    }
+    #[cfg(feature = "cuda")]
+    if crate::cuda::launch::takes(x) && weight.values.device().is_cuda() {
+        use crate::cuda::matmul::fp8::{Codes, widen};
+        let codes = Codes { values: &weight.values, scales: &weight.scales };
+        return linear_add(x, &widen(codes, x.dtype(), x.device())?, bias, residual, precision);
     }
     let wide = weight.widened()?.to_device(x.device())?.to_dtype(x.dtype())?;
     linear_add(x, &wide, bias, residual, precision)

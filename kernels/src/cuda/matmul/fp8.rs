@@ -1,9 +1,10 @@
-//! 8-bit products: rounding with scales found on the way (`kernels/cuda/quantize.cu`), and cuBLASLt's product of codes.
+//! 8-bit products: rounding with scales found on the way and widening (`kernels/cuda/quantize.cu`), and cuBLASLt's
+//! product of codes.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use candle_core::{CudaDevice, DType, Error, Result, Tensor, bail};
+use candle_core::{CudaDevice, DType, Device, Error, Result, Tensor, bail};
 
 use super::library::{self, Addresses};
 use super::plan::{Problem, Scales};
@@ -102,6 +103,22 @@ pub(crate) fn quantize(x: &Tensor, scaling: Fp8Scaling) -> Result<(Tensor, Tenso
     let (to, by, count) = (codes.address(), scale.address(), number(count)?);
     launch!(device, round, config, x.address(), to, by, parts.address(), count, packs as u64)?;
     Ok((codes.into_tensor(), scale.into_tensor()))
+}
+
+/// The numbers that `codes`, `[rows, width]`, stand for, in `dtype`, for kernels in the stream of `on`.
+pub(crate) fn widen(codes: Codes<'_>, dtype: DType, on: &Device) -> Result<Tensor> {
+    let Device::Cuda(device) = on else { bail!("a CUDA device is needed here") };
+    let (rows, width) = codes.values.dims2()?;
+    let values = operand(codes.values, DType::U8, on)?;
+    let scales = operand(codes.scales, DType::F32, on)?;
+    let y = Dense::unset((rows, width), dtype, on)?;
+    // A width of none: one scale for all.
+    let width = if codes.scales.elem_count() > 1 { u32::try_from(width).map_err(Error::wrap)? } else { 0 };
+    let length = values.tensor().elem_count();
+    let function = function(device, SOURCE, &[launch::element(dtype)?], "widen")?;
+    let config = launch::blocks(length.div_ceil(16 / dtype.size_in_bytes()), THREADS)?;
+    launch!(device, function, config, values.address(), scales.address(), y.address(), length as u64, width)?;
+    Ok(y.into_tensor())
 }
 
 /// `x · weightᵀ + bias + residual` of `dtype` and shape `dims`. The caller has checked shapes.
