@@ -8,8 +8,8 @@
 //! Conventions, everywhere:
 //! - Activations are channels-last: pictures are `[batch, height, width, channels]`, token sequences are
 //!   `[batch, tokens, channels]`, so going from one to the other is a reshape and never a copy.
-//! - Activations are `f32` on the CPU. Weights stay in the type they are stored in (`f32`, `f16` or `bf16`)
-//!   and are widened a tile at a time. [`linear_at`] and [`conv2d_at`] round both to `bf16` on request.
+//! - Activations are `f32` on the CPU. Weights stay in the type they are stored in (`f32`, `f16`, `bf16`, or the
+//!   8 bits of [`Fp8Weight`]) and are widened a tile at a time. [`linear_at`] and [`conv2d_at`] round both to `bf16` on request.
 //! - Convolution weights are `[out, kernel_h, kernel_w, in]`, linear weights `[out, in]`.
 
 mod activation;
