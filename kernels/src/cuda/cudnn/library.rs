@@ -105,7 +105,7 @@ impl Library {
         macro_rules! symbol {
             ($name:literal) => {
                 // SAFETY: the type is that of cuDNN 9's headers.
-                *unsafe { loaded.get($name.as_bytes()) }.map_err(|error| error.to_string())?
+                *unsafe { loaded.get($name.as_bytes()) }.map_err(|error| format!("{}: {error}", $name))?
             };
         }
         let version: unsafe extern "C" fn() -> usize = symbol!("cudnnGetVersion");
