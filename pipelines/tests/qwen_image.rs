@@ -284,9 +284,17 @@ fn what_does_not_fit_even_when_streamed_is_refused_with_its_size() {
 fn the_text_encoder_is_streamed_before_the_transformer() {
     let parts = folder();
     let whole = MemoryPlan::of(&parts, &Device::Cpu, &LoadOptions::default());
-    assert_eq!(whole.peak_bytes() - whole.resident_bytes(), whole.step_bytes.max(whole.decode_bytes));
-    let budget = Some(whole.peak_bytes() - 1);
-    let plan = MemoryPlan::of(&parts, &Device::Cpu, &LoadOptions { budget, ..LoadOptions::default() });
+    let working = whole.step_bytes.max(whole.decode_bytes);
+    assert_eq!(whole.peak_bytes() - whole.resident_bytes(), working);
+    let of = |budget: u64| {
+        let options = LoadOptions { budget: Some(budget), ..LoadOptions::default() };
+        MemoryPlan::of(&parts, &Device::Cpu, &options)
+    };
+    // First the decoder gets less.
+    let tight = of(whole.resident_bytes() + whole.step_bytes);
+    assert_eq!(tight.resident_bytes(), whole.resident_bytes());
+    assert!(tight.decode_bytes < whole.decode_bytes);
+    let plan = of(whole.resident_bytes() + whole.step_bytes - 1);
     assert_eq!(
         (plan.text_encoder.placement, plan.transformer.placement),
         (Placement::Streamed, Placement::Resident)

@@ -19,7 +19,7 @@ const PLANNED_SIDE: usize = 166;
 const PLANNED_TOKENS: usize = 512;
 /// Bytes that the decoder is given; it goes by tiles where it would take more.
 const DECODER: u64 = 2 << 30;
-/// Side in cells of the tiles that it goes by before a transformer is read anew at every step.
+/// Side in cells of the smallest tiles that it goes by.
 const LEAST_TILE: usize = 32;
 
 /// Whether a network's blocks stay in memory.
@@ -46,7 +46,7 @@ impl fmt::Display for Placement {
 pub struct PlannedPart {
     /// Bytes of all of its weights as they would be held.
     pub bytes: u64,
-    /// Bytes of its blocks among them.
+    /// Bytes of its blocks among them, and of its table of tokens.
     pub blocks: u64,
     /// Bytes of its largest block.
     pub largest_block: u64,
@@ -63,7 +63,10 @@ impl PlannedPart {
         let scope = weights.scope(blocks);
         let each = (0..).map(|i| scope.scope(i).bytes()).take_while(|bytes| *bytes > 0);
         let largest_block = each.max().unwrap_or(0);
-        Self { bytes: weights.bytes(), blocks: scope.bytes(), largest_block, placement: Placement::Resident }
+        // Of a streamed table of tokens single rows are read.
+        let table = weights.scope("model.embed_tokens").bytes();
+        let (bytes, blocks) = (weights.bytes(), scope.bytes() + table);
+        Self { bytes, blocks, largest_block, placement: Placement::Resident }
     }
 
     /// Bytes that are on the device whatever runs.
@@ -127,7 +130,7 @@ impl MemoryPlan {
                 .map_or(PlannedPart::NONE, |(weights, blocks, _)| PlannedPart::of(&weights, blocks)),
             vae: PlannedPart { bytes: vae_bytes, ..PlannedPart::NONE },
             step_bytes: step,
-            decode_bytes: decode(PLANNED_SIDE).min(DECODER),
+            decode_bytes: decode(LEAST_TILE),
             budget: options.budget,
         };
         let full = |plan: &Self| plan.budget.is_some_and(|budget| plan.peak_bytes() > budget);
@@ -135,11 +138,11 @@ impl MemoryPlan {
             plan.text_encoder.placement = Placement::Streamed;
         }
         if full(&plan) {
-            plan.decode_bytes = decode(LEAST_TILE).min(plan.decode_bytes);
-        }
-        if full(&plan) {
             plan.transformer.placement = Placement::Streamed;
         }
+        // Smaller tiles cost less than networks that are read anew, so the decoder gets what is left.
+        let room = plan.budget.map_or(u64::MAX, |budget| budget.saturating_sub(plan.resident_bytes()));
+        plan.decode_bytes = decode(PLANNED_SIDE).min(DECODER).min(room).max(plan.decode_bytes);
         plan
     }
 
