@@ -8,7 +8,7 @@ use super::blocks::{self, LowRank};
 use super::change::Change;
 use super::{LoraError, LoraPart, Patch};
 use crate::adapter::{LayerAdapter, NetworkAdapter};
-use crate::weights::{Kept, KeptOrder};
+use crate::weights::{Kept, KeptOrder, KeptTensor};
 
 /// A stack: what each LoRA changes in one network, and how strongly; 0 changes nothing.
 type Stack<'a> = [(&'a LoraPart, f64)];
@@ -37,7 +37,7 @@ impl MergedType {
 /// beside what it returns it holds a few `f32` copies of one tensor.
 ///
 /// # Errors
-/// When a strength is no number, or the LoRA is bound to another model.
+/// When a strength is no number, the LoRA is bound to another model, or the base's weights are streamed or stored in 8 bits.
 pub fn merge(base: &Kept, stack: &Stack<'_>) -> Result<HashMap<String, Tensor>, LoraError> {
     merge_to(base, stack, MergedType::Stored)
 }
@@ -46,7 +46,7 @@ pub fn merge(base: &Kept, stack: &Stack<'_>) -> Result<HashMap<String, Tensor>, 
 /// what is drawn with these weights equals what [`adapter`]s draw.
 ///
 /// # Errors
-/// As [`merge`].
+/// As [`merge`]; weights that are stored in 8 bits are widened.
 pub fn merge_unrounded(base: &Kept, stack: &Stack<'_>) -> Result<HashMap<String, Tensor>, LoraError> {
     merge_to(base, stack, MergedType::Full)
 }
@@ -76,7 +76,7 @@ fn merge_to(
 /// ranks add up; any other change brings the layer's merged weight.
 ///
 /// # Errors
-/// As [`merge`].
+/// As [`merge`]; of streamed weights only for changes that are not low-rank, and not of weights in 8 bits.
 pub fn adapter(base: &Kept, stack: &Stack<'_>) -> Result<NetworkAdapter, LoraError> {
     let stack = active(stack)?;
     let mut layers = HashMap::new();
@@ -111,6 +111,11 @@ fn other_model(base: &Kept, layer: &str) -> LoraError {
     LoraError::OtherModel { layer: layer.to_owned(), model: base.origin().to_owned() }
 }
 
+fn content(base: &Kept, layer: &str, kept: &KeptTensor) -> Result<Tensor, LoraError> {
+    let streamed = || LoraError::Streamed { layer: layer.to_owned(), model: base.origin().to_owned() };
+    kept.content()?.ok_or_else(streamed)
+}
+
 /// The layer's weight after all changes; `None` when none changes it.
 fn merged_weight(
     base: &Kept,
@@ -128,9 +133,12 @@ fn merged_weight(
     if patches.iter().any(|(patch, _)| patch.weight.is_some() && patch.shape != kept.shape()) {
         return Err(other_model(base, layer));
     }
+    if merged_type == MergedType::Stored && kept.is_stored_eight_bit() {
+        return Err(LoraError::EightBit { layer: layer.to_owned(), model: base.origin().to_owned() });
+    }
     let merged_type = merged_type.of(base, &kept.tensor);
     // What is held in 8 bits lies in the host's memory as it was before.
-    let stored = kept.tensor.to_device(base.device())?;
+    let stored = content(base, layer, kept)?.to_device(base.device())?;
     if let Some(low_rank) = all_low_rank(&changes)? {
         let merged = blocks::merged(&stored, &low_rank, merged_type)?;
         if merged.is_some() {
@@ -169,7 +177,7 @@ fn merged_bias(
     let mut changes = patches.iter().filter_map(|(patch, strength)| Some((patch.bias.as_ref()?, *strength)));
     let Some(first) = changes.next() else { return Ok(None) };
     let kept = base.get(name).ok_or_else(|| other_model(base, layer))?;
-    let mut bias = kept.tensor.to_dtype(DType::F32)?;
+    let mut bias = content(base, layer, kept)?.to_dtype(DType::F32)?;
     for (change, strength) in std::iter::once(first).chain(changes) {
         if change.dims() != bias.dims() {
             return Err(other_model(base, layer));

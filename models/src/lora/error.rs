@@ -132,6 +132,27 @@ pub enum LoraError {
         /// The model.
         model: String,
     },
+    /// The change of a layer wants the layer's own weight, which is not in memory.
+    #[error(
+        "layer '{layer}' of '{model}' is read from its file whenever it is needed, and only plain LoRAs change such a \
+         layer: leave this one out (DoRA, LoHa, LoKr, differences), or give the model more memory"
+    )]
+    Streamed {
+        /// The layer.
+        layer: String,
+        /// The model.
+        model: String,
+    },
+    /// A layer that is stored in 8 bits would have to be rounded to them anew.
+    #[error(
+        "layer '{layer}' of '{model}' is stored in 8 bits, which merging would round anew: apply the LoRA beside it"
+    )]
+    EightBit {
+        /// The layer.
+        layer: String,
+        /// The model.
+        model: String,
+    },
     /// candle could not compute.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),

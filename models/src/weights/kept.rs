@@ -26,6 +26,8 @@ pub struct KeptTensor {
     pub tensor: Tensor,
     /// What the network holds instead, where that is in 8 bits.
     pub(super) eight_bit: Option<Fp8Weight>,
+    /// Whether it is only there by shape: the network reads it from the file each time.
+    pub(super) streamed: bool,
     /// The order of its elements.
     pub order: KeptOrder,
 }
@@ -44,8 +46,23 @@ impl KeptTensor {
         self.eight_bit.is_some()
     }
 
+    /// What it holds, for those who change it: as it is kept, of codes of the file the numbers that they stand for (`f32`, in
+    /// the host's memory). `None` where its content is only in the file.
+    ///
+    /// # Errors
+    /// When codes cannot be read from their device.
+    pub fn content(&self) -> candle_core::Result<Option<Tensor>> {
+        match &self.eight_bit {
+            _ if self.streamed => Ok(None),
+            Some(weight) if self.is_stored_eight_bit() => {
+                Ok(Some(weight.widened()?.reshape(self.tensor.dims())?))
+            }
+            _ => Ok(Some(self.tensor.clone())),
+        }
+    }
+
     /// Whether it was in 8 bits in the file already.
-    pub(super) fn is_stored_eight_bit(&self) -> bool {
+    pub fn is_stored_eight_bit(&self) -> bool {
         self.eight_bit.is_some() && self.tensor.dtype() == DType::U8
     }
 
@@ -134,6 +151,7 @@ impl Kept {
             if let Some(kept) = tensors.get_mut(&name) {
                 kept.tensor = tensor;
                 kept.eight_bit = None;
+                kept.streamed = false;
             }
         }
         Weights::from_kept(Self { tensors, ..self.clone() })

@@ -94,6 +94,16 @@ pub enum WeightsError {
         /// Index of the first such element.
         index: usize,
     },
+    /// A variant of a network was to be built from weights that the network reads from the file each time.
+    #[error(
+        "{file}: tensor '{name}' is not in memory, but read whenever it is needed: nothing can be built from it"
+    )]
+    Streamed {
+        /// The file.
+        file: String,
+        /// The canonical name.
+        name: String,
+    },
     /// Tensors are left that belong to no part of the network.
     #[error("{file}: {count} tensors fit nowhere in the network, first '{first}'")]
     Unexpected {

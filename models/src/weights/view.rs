@@ -309,8 +309,9 @@ impl Weights {
         for name in self.names() {
             let Some(shape) = self.shape(&name) else { continue };
             let dtype = self.lock().get(&self.full(&name)).and_then(Source::dtype).unwrap_or(DType::F32);
-            let hollow = Tensor::zeros(1, dtype, &self.device)?.broadcast_as(shape)?;
-            self.note(&name, &hollow, KeptOrder::Canonical);
+            let tensor = Tensor::zeros(1, dtype, &self.device)?.broadcast_as(shape)?;
+            let order = KeptOrder::Canonical;
+            self.note_as(&name, KeptTensor { tensor, eight_bit: None, streamed: true, order });
         }
         Ok(())
     }
@@ -429,6 +430,10 @@ impl Weights {
         order: KeptOrder,
         shape: &[usize],
     ) -> Result<Tensor, WeightsError> {
+        if kept.streamed {
+            let (file, name) = (self.shared.origin.clone(), self.full(name));
+            return Err(WeightsError::Streamed { file, name });
+        }
         if kept.order != order || kept.shape() != shape {
             return Err(WeightsError::Shape {
                 file: self.shared.origin.clone(),
@@ -442,7 +447,7 @@ impl Weights {
     }
 
     fn note(&self, name: &str, tensor: &Tensor, order: KeptOrder) {
-        self.note_as(name, KeptTensor { tensor: tensor.clone(), eight_bit: None, order });
+        self.note_as(name, KeptTensor { tensor: tensor.clone(), eight_bit: None, streamed: false, order });
     }
 
     fn note_as(&self, name: &str, tensor: KeptTensor) {
@@ -489,7 +494,8 @@ impl Weights {
             None => Fp8Weight::quantize(&matrix(tensor.to_device(&self.device)?)?)?,
         };
         let eight_bit = Some(weight.clone());
-        self.note_as(name, KeptTensor { tensor, eight_bit, order: KeptOrder::Canonical });
+        let order = KeptOrder::Canonical;
+        self.note_as(name, KeptTensor { tensor, eight_bit, streamed: false, order });
         Ok(Matrix::EightBit(weight))
     }
 
@@ -507,10 +513,8 @@ impl Weights {
             }
         };
         let tensor = weight.values().reshape(shape)?;
-        self.note_as(
-            name,
-            KeptTensor { tensor, eight_bit: Some(weight.clone()), order: KeptOrder::Canonical },
-        );
+        let (eight_bit, order) = (Some(weight.clone()), KeptOrder::Canonical);
+        self.note_as(name, KeptTensor { tensor, eight_bit, streamed: false, order });
         // A CPU only imitates products of 8 bits.
         let whole = self.arithmetic.held == Held::EightBit && fits_eight_bits(shape) && self.device.is_cuda();
         Ok(if whole { Matrix::EightBit(weight.spread()?) } else { Matrix::Widened(weight) })
