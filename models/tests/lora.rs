@@ -18,7 +18,9 @@ use candle_core::{DType, Device, Tensor};
 use darkroom_models::adapter::{Adapters, LayerAdapter};
 use darkroom_models::checkpoint::{Layout, ModelKind, inspect};
 use darkroom_models::clip::{ClipEncoding, ClipTextConfig, ClipTextEncoder, HiddenLayer};
-use darkroom_models::lora::{Family, Lora, LoraError, LoraFile, LoraPart, LoraTarget, adapter, merge};
+use darkroom_models::lora::{
+    DenoiserKind, Family, Lora, LoraError, LoraFile, LoraPart, LoraTarget, adapter, merge,
+};
 use darkroom_models::unet::{UNet2DConditionModel, UNetConfig, UNetInput};
 use darkroom_models::weights::{Kept, KeptOrder, Stored, Transform, WeightFile, Weights};
 use proptest::collection::vec;
@@ -81,7 +83,12 @@ fn merged_weights_are_comfyuis_to_the_last_bit() {
     for (run, file) in [("d1", &stored), ("d3", &stored), ("d1", &wide), ("d3", &wide)] {
         let [unet, clip_l, clip_g] =
             &["unet.", "clip_l.", "clip_g."].map(|part| recorded_base(file, &format!("{run}.{part}")));
-        let target = LoraTarget { unet, unet_config: Some(&config), clip_l, clip_g: Some(clip_g) };
+        let target = LoraTarget {
+            denoiser: unet,
+            kind: Some(DenoiserKind::UNet(&config)),
+            clip_l,
+            clip_g: Some(clip_g),
+        };
         let lora = open(&format!("comfyui_{run}")).bind(&target).unwrap();
         assert!(lora.unmatched.is_empty(), "{:?}", lora.unmatched);
         let mut compared = 0;
@@ -159,7 +166,12 @@ impl Model {
     }
 
     fn target(&self) -> LoraTarget<'_> {
-        LoraTarget { unet: &self.kept, unet_config: Some(&self.config), clip_l: &self.clip, clip_g: None }
+        LoraTarget {
+            denoiser: &self.kept,
+            kind: Some(DenoiserKind::UNet(&self.config)),
+            clip_l: &self.clip,
+            clip_g: None,
+        }
     }
 
     fn bind(&self, file: &LoraFile) -> Lora {

@@ -3,7 +3,6 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use crate::checkpoint::Part;
 use crate::checkpoint::keys;
 use crate::unet::UNetConfig;
 use crate::weights::Transform;
@@ -20,41 +19,57 @@ pub(super) struct Place {
 /// The spellings of one network's layers, with underscores.
 pub(super) type Spellings = HashMap<String, Vec<Place>>;
 
+/// A network that LoRAs change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Network {
+    /// A UNet or a transformer: files for both are prefixed alike.
+    Denoiser,
+    ClipL,
+    ClipG,
+}
+
 /// The spellings of all layers of a model.
 #[derive(Debug, Default)]
 pub(super) struct Aliases {
-    pub(super) unet: Spellings,
+    pub(super) denoiser: Spellings,
     pub(super) clip_l: Spellings,
     pub(super) clip_g: Spellings,
 }
 
 /// Prefixes that say which network a module belongs to.
-const PREFIXES: &[(&str, Part)] = &[
-    ("lora_unet_", Part::UNet),
-    ("lycoris_", Part::UNet),
-    ("unet.", Part::UNet),
-    ("model.diffusion_model.", Part::UNet),
-    ("diffusion_model.", Part::UNet),
-    ("lora_te1_", Part::ClipL),
-    ("lora_te2_", Part::ClipG),
-    ("lora_te_", Part::ClipL),
-    ("text_encoder_2.", Part::ClipG),
-    ("text_encoder.", Part::ClipL),
-    ("text_encoders.clip_l.transformer.", Part::ClipL),
-    ("text_encoders.clip_g.transformer.", Part::ClipG),
-    ("clip_l.transformer.", Part::ClipL),
-    ("clip_g.transformer.", Part::ClipG),
+const PREFIXES: &[(&str, Network)] = &[
+    ("lora_unet_", Network::Denoiser),
+    ("lycoris_", Network::Denoiser),
+    ("unet.", Network::Denoiser),
+    ("transformer.", Network::Denoiser),
+    ("model.diffusion_model.", Network::Denoiser),
+    ("diffusion_model.", Network::Denoiser),
+    ("lora_te1_", Network::ClipL),
+    ("lora_te2_", Network::ClipG),
+    ("lora_te_", Network::ClipL),
+    ("text_encoder_2.", Network::ClipG),
+    ("text_encoder.", Network::ClipL),
+    ("text_encoders.clip_l.transformer.", Network::ClipL),
+    ("text_encoders.clip_g.transformer.", Network::ClipG),
+    ("clip_l.transformer.", Network::ClipL),
+    ("clip_g.transformer.", Network::ClipG),
 ];
 
 /// What PEFT wraps names in.
 const WRAPPER: &str = "base_model.model.";
 
+/// What OpenCLIP calls its layers, which are no transformer's of the name `transformer`.
+const OPEN_CLIP: &str = "transformer.resblocks.";
+
 /// The network that a module's prefix names, and the rest of its name; `None` for names without a known prefix.
-pub(super) fn scope(module: &str) -> (Option<Part>, &str) {
+pub(super) fn scope(module: &str) -> (Option<Network>, &str) {
     let module = module.strip_prefix(WRAPPER).unwrap_or(module);
-    for (prefix, part) in PREFIXES {
+    if module.starts_with(OPEN_CLIP) {
+        return (None, module);
+    }
+    for (prefix, network) in PREFIXES {
         if let Some(rest) = module.strip_prefix(prefix) {
-            return (Some(*part), rest.strip_prefix(WRAPPER).unwrap_or(rest));
+            return (Some(*network), rest.strip_prefix(WRAPPER).unwrap_or(rest));
         }
     }
     (None, module)
@@ -62,19 +77,19 @@ pub(super) fn scope(module: &str) -> (Option<Part>, &str) {
 
 impl Aliases {
     /// The layers that `module` means, and the network that they are in.
-    pub(super) fn find(&self, module: &str) -> Option<(Part, &[Place])> {
-        let (part, rest) = scope(module);
+    pub(super) fn find(&self, module: &str) -> Option<(Network, &[Place])> {
+        let (network, rest) = scope(module);
         let spelled = flat(rest);
-        let places = |part| match part {
-            Part::UNet => self.unet.get(&spelled),
-            Part::ClipG => self.clip_g.get(clip_spelling(&spelled)),
-            _ => self.clip_l.get(clip_spelling(&spelled)),
+        let places = |network| match network {
+            Network::Denoiser => self.denoiser.get(&spelled),
+            Network::ClipG => self.clip_g.get(clip_spelling(&spelled)),
+            Network::ClipL => self.clip_l.get(clip_spelling(&spelled)),
         };
-        let parts = match part {
-            Some(part) => vec![part],
-            None => vec![Part::UNet, Part::ClipL],
+        let networks = match network {
+            Some(network) => vec![network],
+            None => vec![Network::Denoiser, Network::ClipL],
         };
-        parts.into_iter().find_map(|part| Some((part, places(part)?.as_slice())))
+        networks.into_iter().find_map(|network| Some((network, places(network)?.as_slice())))
     }
 }
 
@@ -92,6 +107,20 @@ fn layers<'a>(names: impl Iterator<Item = &'a str>) -> impl Iterator<Item = &'a 
     names
         .filter_map(|name| name.strip_suffix(".weight"))
         .filter(|layer| !layer.ends_with("_embedding") || !layer.contains("embeddings."))
+}
+
+/// Spellings of the layers of a transformer that everyone calls as diffusers does, given the canonical names of its
+/// tensors.
+pub(super) fn transformer<'a>(names: impl Iterator<Item = &'a str>) -> Spellings {
+    let mut spellings = Spellings::new();
+    for layer in layers(names) {
+        let place = Place { layer: layer.to_owned(), third: None };
+        if let Some(bare) = layer.strip_suffix(".to_out.0") {
+            spellings.insert(flat(bare) + "_to_out", vec![place.clone()]);
+        }
+        spellings.insert(flat(layer), vec![place]);
+    }
+    spellings
 }
 
 /// Spellings of a UNet's layers, given the canonical names of its tensors.
@@ -247,16 +276,16 @@ mod tests {
         let names = |part| full_size(model, part);
         let clip = |names: Vec<String>| clip(names.iter().map(String::as_str));
         Aliases {
-            unet: unet(names("unet").iter().map(String::as_str), &config(model)),
+            denoiser: unet(names("unet").iter().map(String::as_str), &config(model)),
             clip_l: clip(names("text_encoder")),
             clip_g: if model == "sdxl" { clip(names("text_encoder_2")) } else { Spellings::new() },
         }
     }
 
-    fn found(aliases: &Aliases, module: &str) -> (Part, String) {
-        let (part, places) = aliases.find(module).unwrap_or_else(|| panic!("'{module}' fits nothing"));
+    fn found(aliases: &Aliases, module: &str) -> (Network, String) {
+        let (network, places) = aliases.find(module).unwrap_or_else(|| panic!("'{module}' fits nothing"));
         assert_eq!(places.len(), 1, "{module}");
-        (part, places[0].layer.clone())
+        (network, places[0].layer.clone())
     }
 
     #[test]
@@ -278,7 +307,7 @@ mod tests {
                     format!("base_model.model.{layer}"),
                     format!("unet.base_model.model.{layer}"),
                 ] {
-                    assert_eq!(found(&aliases, &module), (Part::UNet, layer.to_owned()), "{module}");
+                    assert_eq!(found(&aliases, &module), (Network::Denoiser, layer.to_owned()), "{module}");
                 }
                 count += 1;
             }
@@ -301,7 +330,7 @@ mod tests {
                     format!("diffusion_model.{ldm}"),
                     format!("model.diffusion_model.{ldm}"),
                 ] {
-                    assert_eq!(found(&aliases, &module), (Part::UNet, layer.clone()), "{module}");
+                    assert_eq!(found(&aliases, &module), (Network::Denoiser, layer.clone()), "{module}");
                 }
                 seen.insert(layer);
             }
@@ -313,9 +342,9 @@ mod tests {
     #[test]
     fn text_encoder_layers_are_found_by_all_their_spellings() {
         for (model, part, network, prefixes) in [
-            ("sd15", "text_encoder", Part::ClipL, ["lora_te_", "text_encoder."]),
-            ("sdxl", "text_encoder", Part::ClipL, ["lora_te1_", "text_encoders.clip_l.transformer."]),
-            ("sdxl", "text_encoder_2", Part::ClipG, ["lora_te2_", "text_encoder_2."]),
+            ("sd15", "text_encoder", Network::ClipL, ["lora_te_", "text_encoder."]),
+            ("sdxl", "text_encoder", Network::ClipL, ["lora_te1_", "text_encoders.clip_l.transformer."]),
+            ("sdxl", "text_encoder_2", Network::ClipG, ["lora_te2_", "text_encoder_2."]),
         ] {
             let aliases = aliases(model);
             for name in full_size(model, part) {
@@ -337,7 +366,7 @@ mod tests {
     fn a_packed_projection_means_three_layers() {
         let aliases = aliases("sdxl");
         let (part, places) = aliases.find("lora_te2_transformer_resblocks_31_attn_in_proj").unwrap();
-        assert_eq!(part, Part::ClipG);
+        assert_eq!(part, Network::ClipG);
         let layers: Vec<_> = places.iter().map(|place| (place.layer.as_str(), place.third)).collect();
         let layer = |name| format!("text_model.encoder.layers.31.self_attn.{name}_proj");
         let (q, k, v) = (layer("q"), layer("k"), layer("v"));

@@ -3,12 +3,11 @@
 
 use candle_core::{DType, Tensor};
 
-use super::aliases::{self, Aliases, Place};
+use super::aliases::{self, Aliases, Network, Place};
 use super::change::{Axis, Change, Dora, Factor, Patch, Product};
 use super::file::Module;
 use super::parts::Role;
-use super::{Family, Lora, LoraError, LoraFile, LoraTarget};
-use crate::checkpoint::Part;
+use super::{DenoiserKind, Family, Lora, LoraError, LoraFile, LoraTarget};
 use crate::weights::{Kept, KeptOrder, KeptTensor};
 
 /// Largest rank of a product with a core: both sides of the core grow with it.
@@ -18,11 +17,14 @@ impl Aliases {
     fn of(target: &LoraTarget<'_>) -> Self {
         let names = |kept: &Kept| kept.iter().map(|(name, _)| name.to_owned()).collect::<Vec<_>>();
         let clip = |kept: &Kept| aliases::clip(names(kept).iter().map(String::as_str));
+        let denoiser = names(target.denoiser);
+        let denoiser = denoiser.iter().map(String::as_str);
         Self {
-            unet: target
-                .unet_config
-                .map(|config| aliases::unet(names(target.unet).iter().map(String::as_str), config))
-                .unwrap_or_default(),
+            denoiser: match target.kind {
+                Some(DenoiserKind::UNet(config)) => aliases::unet(denoiser, config),
+                Some(DenoiserKind::QwenImage) => aliases::transformer(denoiser),
+                None => aliases::Spellings::default(),
+            },
             clip_l: clip(target.clip_l),
             clip_g: target.clip_g.map(clip).unwrap_or_default(),
         }
@@ -37,29 +39,38 @@ impl LoraFile {
     /// When it was made for another kind of model, nothing in it fits, or a tensor is damaged or has a shape
     /// that fits neither its layer nor its counterpart.
     pub fn bind(&self, target: &LoraTarget<'_>) -> Result<Lora, LoraError> {
-        let width = target.unet_config.map(|config| config.cross_attention_dim);
-        let wanted = width.map_or(Family::Sdxl, Family::of_context);
+        let wanted = target.kind.map_or(Family::Sdxl, |kind| kind.family());
         let other_family = |family| LoraError::Family {
             file: self.name().to_owned(),
             family,
-            model: target.unet.origin().to_owned(),
+            model: target.denoiser.origin().to_owned(),
             wanted,
         };
-        if let (Some(width), Some(context)) = (width, self.context_width())
-            && context != width
-        {
-            return Err(other_family(Family::of_context(context)));
+        match target.kind {
+            Some(DenoiserKind::UNet(config)) => {
+                let context = self.context_width();
+                if let Some(context) = context.filter(|context| *context != config.cross_attention_dim) {
+                    return Err(other_family(Family::of_context(context)));
+                }
+            }
+            Some(DenoiserKind::QwenImage) => {
+                // Blocks of other transformers have the same names and, of Flux, the same shapes.
+                if let Some(family) = self.family().filter(|family| *family != wanted) {
+                    return Err(other_family(family));
+                }
+            }
+            None => {}
         }
         let aliases = Aliases::of(target);
         let mut lora = Lora { unmatched: self.strays.clone(), ..Lora::default() };
         for (name, module) in &self.modules {
-            let Some((part, places)) = aliases.find(name) else {
+            let Some((network, places)) = aliases.find(name) else {
                 lora.unmatched.extend(module.values().cloned());
                 continue;
             };
-            let (kept, layers) = match (part, target.clip_g) {
-                (Part::UNet, _) => (target.unet, &mut lora.unet.layers),
-                (Part::ClipG, Some(clip_g)) => (clip_g, &mut lora.clip_g.layers),
+            let (kept, layers) = match (network, target.clip_g) {
+                (Network::Denoiser, _) => (target.denoiser, &mut lora.unet.layers),
+                (Network::ClipG, Some(clip_g)) => (clip_g, &mut lora.clip_g.layers),
                 _ => (target.clip_l, &mut lora.clip_l.layers),
             };
             for place in places {
@@ -80,7 +91,7 @@ impl LoraFile {
                 if layers.insert(place.layer.clone(), patch).is_some() {
                     let first = self.modules.keys().find(|other| {
                         let found = aliases.find(other);
-                        found.is_some_and(|(p, places)| p == part && places.contains(place))
+                        found.is_some_and(|(n, places)| n == network && places.contains(place))
                     });
                     return Err(LoraError::Twice {
                         file: self.name().to_owned(),
@@ -93,7 +104,12 @@ impl LoraFile {
         lora.unmatched.sort();
         lora.unmatched.dedup();
         // A network alone may well be one that this LoRA does not change.
-        let whole = !target.unet.is_empty() && !target.clip_l.is_empty();
+        let whole = match target.kind {
+            Some(DenoiserKind::UNet(_)) => !target.denoiser.is_empty() && !target.clip_l.is_empty(),
+            // There is nothing else that it could change.
+            Some(DenoiserKind::QwenImage) => true,
+            None => false,
+        };
         if whole && lora.unet.is_empty() && lora.clip_l.is_empty() && lora.clip_g.is_empty() {
             return Err(match self.family().filter(|family| *family != wanted) {
                 Some(family) => other_family(family),
@@ -101,7 +117,7 @@ impl LoraFile {
                     file: self.name().to_owned(),
                     modules: self.modules.len(),
                     first: self.modules.keys().next().cloned().unwrap_or_default().into(),
-                    model: target.unet.origin().into(),
+                    model: target.denoiser.origin().into(),
                     wanted,
                 },
             });

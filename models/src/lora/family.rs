@@ -65,16 +65,16 @@ impl Family {
         let has = |part: &str| module.contains(part);
         Some(match () {
             () if has("lora_prior_") => Self::Cascade,
-            () if has("img_mod")
-                || has("txt_mlp")
-                || has("add_q_proj") && has("transformer_blocks") && has("img_mlp") =>
-            {
-                Self::QwenImage
-            }
             () if has("double_blocks") || has("single_blocks") || has("single_transformer_blocks") => {
                 Self::Flux
             }
             () if has("joint_blocks") || has("joint_transformer_blocks") => Self::Sd3,
+            () if has("transformer_blocks")
+                && ["img_mod", "txt_mod", "img_mlp", "txt_mlp"].into_iter().any(has)
+                || joint_block(module).is_some_and(|block| block >= SD3_BLOCKS) =>
+            {
+                Self::QwenImage
+            }
             () if (has("blocks.") || has("blocks_"))
                 && (has(".cross_attn.")
                     || has("_cross_attn_")
@@ -94,6 +94,19 @@ impl Family {
     }
 }
 
+/// The most blocks that Stable Diffusion 3 has; Flux has fewer of this name. Qwen-Image has 60.
+const SD3_BLOCKS: usize = 38;
+
+/// The number of the block that a layer of an attention over pictures and text together is in, which several models
+/// call alike: `transformer_blocks.40.attn.to_q`.
+pub(super) fn joint_block(module: &str) -> Option<usize> {
+    let (_, rest) = module.split_once("transformer_blocks")?;
+    let rest = rest.strip_prefix(['.', '_'])?;
+    let (number, rest) = rest.split_once(['.', '_'])?;
+    let inner = rest.strip_prefix("attn")?.strip_prefix(['.', '_'])?;
+    (inner.starts_with("to_") || inner.starts_with("add_")).then(|| number.parse().ok())?
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -103,7 +116,17 @@ mod tests {
         for (module, family) in [
             ("lora_unet_double_blocks_0_img_attn_qkv", Family::Flux),
             ("transformer.single_transformer_blocks.3.attn.to_q", Family::Flux),
+            ("lora_unet_double_blocks_0_img_mod_lin", Family::Flux),
+            ("lora_unet_double_blocks_0_txt_mlp_0", Family::Flux),
+            ("transformer.single_transformer_blocks.38.attn.to_q", Family::Flux),
             ("transformer_blocks.0.img_mod.1", Family::QwenImage),
+            ("transformer.transformer_blocks.0.txt_mod.1", Family::QwenImage),
+            ("diffusion_model.transformer_blocks.0.img_mlp.net.0.proj", Family::QwenImage),
+            ("lora_unet_transformer_blocks_0_txt_mlp_net_2", Family::QwenImage),
+            ("lycoris_transformer_blocks_59_img_mod_1", Family::QwenImage),
+            ("transformer_blocks.59.attn.to_q", Family::QwenImage),
+            ("base_model.model.transformer_blocks.38.attn.add_k_proj", Family::QwenImage),
+            ("lora_unet_transformer_blocks_40_attn_to_add_out", Family::QwenImage),
             ("diffusion_model.joint_blocks.0.x_block.attn.qkv", Family::Sd3),
             ("diffusion_model.blocks.0.cross_attn.k", Family::Wan),
             ("lora_unet_blocks_0_self_attn_q", Family::Wan),
@@ -116,6 +139,11 @@ mod tests {
             "text_encoder.text_model.encoder.layers.0.self_attn.q_proj",
             "unet.mid_block.attentions.0.transformer_blocks.0.attn2.processor.to_k",
             "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k",
+            // Stable Diffusion 3's and Flux's, too.
+            "transformer.transformer_blocks.37.attn.to_q",
+            "transformer.transformer_blocks.0.attn.add_q_proj",
+            "transformer_blocks.99999999999999999999.attn.to_q",
+            "transformer_blocks.40.attn1.to_q",
         ] {
             assert_eq!(Family::of_name(module), None, "{module}");
         }

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::aliases::scope;
+use super::aliases::{Network, scope};
+use super::family::joint_block;
 use super::parts::{self, Name, Role};
 use super::{Family, LoraError};
 use crate::checkpoint::Part;
@@ -129,7 +130,7 @@ impl LoraFile {
         if let Some(width) = self.context_width() {
             return Some(Family::of_context(width));
         }
-        let second = |module: &String| scope(module).0 == Some(Part::ClipG);
+        let second = |module: &String| scope(module).0 == Some(Network::ClipG);
         self.modules.keys().any(second).then_some(Family::Sdxl)
     }
 
@@ -148,6 +149,12 @@ impl LoraFile {
         let mut kinds = BTreeSet::new();
         let mut ranks: Option<(usize, usize)> = None;
         let mut targets = BTreeMap::new();
+        let family = self.family();
+        let denoiser = match family {
+            Some(Family::QwenImage) => Part::Transformer,
+            None if self.modules.keys().any(|name| joint_block(name).is_some()) => Part::Transformer,
+            _ => Part::UNet,
+        };
         for (name, parts) in &self.modules {
             let decomposed = parts.contains_key(&Role::DoraScale) || parts.contains_key(&Role::Magnitude);
             for (role, kind) in [
@@ -171,16 +178,20 @@ impl LoraFile {
                 }
             }
             let part = match scope(name).0 {
-                Some(part) => part.to_string(),
+                Some(Network::ClipL) => Part::ClipL.to_string(),
+                Some(Network::ClipG) => Part::ClipG.to_string(),
+                Some(Network::Denoiser) => denoiser.to_string(),
                 None if name.contains("encoder.layers") => Part::ClipL.to_string(),
-                None if Family::of_name(name).is_some() => "another network".to_owned(),
-                None => Part::UNet.to_string(),
+                None if denoiser == Part::UNet && Family::of_name(name).is_some() => {
+                    "another network".to_owned()
+                }
+                None => denoiser.to_string(),
             };
             *targets.entry(part).or_default() += 1;
         }
         LoraSummary {
             kinds: kinds.into_iter().collect(),
-            family: self.family(),
+            family,
             ranks,
             targets,
             trigger_words: self.trigger_words(),

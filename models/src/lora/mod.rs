@@ -39,20 +39,38 @@ pub(crate) fn is_lora_tensor(stored: &str) -> bool {
 /// The networks that a LoRA is for.
 #[derive(Debug, Clone, Copy)]
 pub struct LoraTarget<'a> {
-    /// The UNet's tensors.
-    pub unet: &'a Kept,
-    /// The UNet's shape; `None` where there is none, only text encoders.
-    pub unet_config: Option<&'a UNetConfig>,
-    /// CLIP-L's tensors.
+    /// The denoiser's tensors.
+    pub denoiser: &'a Kept,
+    /// What the denoiser is; `None` where there is none, only text encoders.
+    pub kind: Option<DenoiserKind<'a>>,
+    /// CLIP-L's tensors; none in families without it.
     pub clip_l: &'a Kept,
     /// OpenCLIP bigG's tensors, in SDXL.
     pub clip_g: Option<&'a Kept>,
 }
 
+/// A denoiser's family, as far as the names of its layers and the shapes of its contexts depend on it.
+#[derive(Debug, Clone, Copy)]
+pub enum DenoiserKind<'a> {
+    /// A UNet of Stable Diffusion, of this shape.
+    UNet(&'a UNetConfig),
+    /// Qwen-Image's transformer. LoRAs are made for it alone: its text encoder has none.
+    QwenImage,
+}
+
+impl DenoiserKind<'_> {
+    fn family(&self) -> Family {
+        match self {
+            Self::UNet(config) => Family::of_context(config.cross_attention_dim),
+            Self::QwenImage => Family::QwenImage,
+        }
+    }
+}
+
 /// A LoRA whose tensors are on the device, sorted by the layers that they change.
 #[derive(Debug, Clone, Default)]
 pub struct Lora {
-    /// Changes of the UNet.
+    /// Changes of the denoiser: of the UNet, or of the transformer in its place.
     pub unet: LoraPart,
     /// Changes of CLIP-L.
     pub clip_l: LoraPart,

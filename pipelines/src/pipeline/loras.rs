@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use darkroom_models::lora::{self, Lora, LoraFile, LoraPart, LoraTarget};
+use darkroom_models::lora::{self, DenoiserKind, Lora, LoraFile, LoraPart, LoraTarget};
 use darkroom_models::qwen_image::QwenImageTransformer2DModel;
 use darkroom_models::unet::UNet2DConditionModel;
 use darkroom_models::weights::{Kept, KeptTensor};
@@ -37,8 +37,11 @@ impl Pipeline {
     /// When it was made for another family of models, or is damaged.
     pub fn bind_lora(&self, file: &LoraFile) -> Result<Lora, PipelineError> {
         let target = LoraTarget {
-            unet: &self.kept.unet,
-            unet_config: self.network.as_ref().and_then(Network::unet).map(UNet2DConditionModel::config),
+            denoiser: &self.kept.unet,
+            kind: self.network.as_ref().map(|network| match network {
+                Network::UNet(unet) => DenoiserKind::UNet(unet.config()),
+                Network::QwenImage(_) => DenoiserKind::QwenImage,
+            }),
             clip_l: &self.kept.clip_l,
             clip_g: self.kept.clip_g.as_ref(),
         };
