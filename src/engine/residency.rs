@@ -66,6 +66,8 @@ pub(super) enum Arrival {
 /// The weights on one device.
 pub(super) struct Weights {
     slots: HashMap<Arc<str>, Slot>,
+    /// Bytes that models held when they were loaded last.
+    held: HashMap<Arc<str>, u64>,
     budget: u64,
     pinned: Vec<String>,
     catalog: Arc<Catalog>,
@@ -121,7 +123,17 @@ impl Weights {
                 wake();
             }
         })?;
-        Ok(Self { slots: HashMap::new(), budget, pinned, catalog, requests, loaded, beside: 0, evictions: 0 })
+        Ok(Self {
+            slots: HashMap::new(),
+            held: HashMap::new(),
+            budget,
+            pinned,
+            catalog,
+            requests,
+            loaded,
+            beside: 0,
+            evictions: 0,
+        })
     }
 
     /// Takes in loads that have ended.
@@ -131,14 +143,17 @@ impl Weights {
             match self.loaded.try_recv() {
                 Ok(Loaded { model, entry, result }) => {
                     let (slot, arrival) = match result {
-                        Ok(pipeline) => (
-                            Slot::Resident(Box::new(Resident {
-                                pipeline: Arc::new(pipeline),
-                                entry,
-                                last_used: now,
-                            })),
-                            Arrival::Resident(Arc::clone(&model)),
-                        ),
+                        Ok(pipeline) => {
+                            self.held.insert(Arc::clone(&model), pipeline.weight_bytes());
+                            (
+                                Slot::Resident(Box::new(Resident {
+                                    pipeline: Arc::new(pipeline),
+                                    entry,
+                                    last_used: now,
+                                })),
+                                Arrival::Resident(Arc::clone(&model)),
+                            )
+                        }
                         Err(message) => (
                             Slot::Failed { message: message.clone(), at: now },
                             Arrival::Failed(Arc::clone(&model), message),
@@ -195,8 +210,8 @@ impl Weights {
         if let Some(problem) = &entry.problem {
             return Want::Never(format!("the model '{model}' cannot be drawn with: {problem}"));
         }
-        // What it holds once it is loaded may be less than its file, or more; the thread that opens it knows.
-        let bytes = entry.bytes.min(self.budget);
+        // What it holds may be less than its file, or more; that is known once it was loaded.
+        let bytes = self.held.get(model).copied().unwrap_or(entry.bytes).min(self.budget);
         while self.bytes() + self.beside + bytes > self.budget {
             let idle = self.slots.iter().filter_map(|(id, slot)| match slot {
                 Slot::Resident(resident) if !in_use(id) && !resident.is_borrowed() && !self.is_pinned(id) => {
