@@ -8,10 +8,16 @@ network so small, and needs a custom node that adds a model class for it (CPU, f
 
 `comfyui_server.py record URL --out tests/data/comfyui [PART...]` asks a server on which nothing has run yet. Parts:
 workflows, object_info, errors, protocol.
+
+`comfyui_server.py record URL --out tests/data/comfyui_qwen --workflows comfyui_qwen` records those of Qwen-Image, with
+the files of `qwen_image_pipeline.py` beside the others, and those that `comfyui_qwen.py MODELS` makes of them. Of these
+ComfyUI has to be told by a custom node as well: the sizes that it takes for granted (heads and axes of the transformer,
+the language model's configuration, the autoencoder's first width), the tiny tokenizer and its ids.
 """
 
 import argparse
 import asyncio
+import importlib
 import json
 import time
 import urllib.error
@@ -22,7 +28,6 @@ from pathlib import Path
 import comfyui_errors
 import comfyui_files
 import comfyui_protocol
-import comfyui_workflows
 
 
 BROKEN = b"\x89PNG\r\n\x1a\n but then nothing"
@@ -92,15 +97,18 @@ def write_json(path: Path, value) -> None:
     path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
-def put_inputs(server: Server, out: Path) -> None:
-    """Uploads the input files and keeps them."""
+def put_inputs(server: Server, out: Path | None) -> None:
+    """Uploads the input files and keeps them, if it is said where."""
     for path, data in comfyui_files.inputs().items():
         folder, _, name = path.rpartition("/")
         status, _, answer = server.upload(name, data, subfolder=folder, overwrite="true")
         assert status == 200, answer
-        target = out / "input" / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(data)
+        if out:
+            target = out / "input" / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(data)
+    if not out:
+        return
     for path, data in comfyui_files.small_models().items():
         target = out / "models" / path
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -113,14 +121,15 @@ def files_of(outputs: dict) -> list[dict]:
             if isinstance(file, dict) and "filename" in file]
 
 
-def record_workflows(server: Server, out: Path, only: list[str]) -> None:
-    """Runs each workflow and keeps the workflow, its history entry and its files."""
-    put_inputs(server, out)
+def record_workflows(server: Server, out: Path, workflows: str, only: list[str]) -> None:
+    """Runs each workflow of a module and keeps the workflow, its history entry and its files."""
+    # All modules have the same input files, which are kept beside the first one's.
+    put_inputs(server, out if workflows == "comfyui_workflows" else None)
     kept = {}
     stored = out / "workflows.json"
     if only and stored.exists():
         kept = json.loads(stored.read_text())
-    for graph in comfyui_workflows.all_workflows():
+    for graph in importlib.import_module(workflows).all_workflows():
         if only and graph.name not in only:
             continue
         body = json.dumps({"prompt": graph.nodes, "extra_data": graph.extra})
@@ -202,6 +211,7 @@ def main() -> None:
     record = commands.add_parser("record")
     record.add_argument("url")
     record.add_argument("--out", type=Path, default=Path("tests/data/comfyui"))
+    record.add_argument("--workflows", default="comfyui_workflows", help="the module that has them")
     record.add_argument("--only", nargs="*", default=[], help="names of workflows to record again")
     record.add_argument("--classes", type=Path, help="JSON whose keys are the classes to keep of object_info")
     record.add_argument("parts", nargs="*", default=["workflows"])
@@ -214,7 +224,7 @@ def main() -> None:
         return
     server = Server(args.url)
     if "workflows" in args.parts:
-        record_workflows(server, args.out, args.only)
+        record_workflows(server, args.out, args.workflows, args.only)
     if "object_info" in args.parts:
         record_object_info(server, args.out, args.classes)
     if "errors" in args.parts:

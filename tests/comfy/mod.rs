@@ -23,12 +23,21 @@ const BUILT_IN: [&str; 4] =
 const SETS: [&str; 4] = ["executed", "current_outputs", "dependent_outputs", "nodes"];
 
 fn recorded_path(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/comfyui").join(name)
+    data_of_tests("comfyui").join(name)
+}
+
+fn data_of_tests(folder: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(folder)
 }
 
 /// A recorded file.
 pub(crate) fn recorded_bytes(name: &str) -> Vec<u8> {
-    let path = recorded_path(name);
+    recorded_bytes_of("comfyui", name)
+}
+
+/// A file of the recording in this folder of `tests/data`.
+pub(crate) fn recorded_bytes_of(folder: &str, name: &str) -> Vec<u8> {
+    let path = data_of_tests(folder).join(name);
     std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
@@ -53,9 +62,15 @@ impl std::ops::Deref for Comfy {
 impl Comfy {
     /// Starts one with the recordings' models, and with their input files or an empty input folder.
     pub(crate) fn start(inputs: bool) -> Self {
+        Self::start_with(inputs, |_| ())
+    }
+
+    /// The same with more in its models folder.
+    pub(crate) fn start_with(inputs: bool, place_more: impl FnOnce(&Path)) -> Self {
         let folder = data();
         let at = |name: &str| folder.path().join(name);
         place_models(&at("models"));
+        place_more(&at("models"));
         std::fs::create_dir(at("input")).unwrap();
         if inputs {
             copy_all(&recorded_path("input"), &at("input"));
@@ -128,7 +143,7 @@ pub(crate) fn form(fields: &[(&str, Field<'_>)]) -> (&'static str, Vec<u8>) {
     ("multipart/form-data; boundary=edge", body)
 }
 
-fn copy_all(from: &Path, to: &Path) {
+pub(crate) fn copy_all(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
         let path = entry.unwrap().path();
