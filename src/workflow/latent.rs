@@ -7,7 +7,8 @@ use super::image::Mask;
 /// `LATENT`: what ComfyUI keeps as a dictionary of `samples`, `noise_mask` and `batch_index`.
 #[derive(Debug, Clone)]
 pub struct Latent {
-    /// `[batch, 4, height/8, width/8]`, `f32` on the CPU, in the VAE's own units (not scaled for the network).
+    /// `[batch, channels, height/8, width/8]` with 4 channels, 16 of Qwen-Image, `f32` on the CPU, in the VAE's own units
+    /// (not scaled for the network).
     pub samples: Tensor,
     /// Where to repaint, at any size.
     pub noise_mask: Option<Mask>,

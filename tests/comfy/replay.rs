@@ -14,9 +14,6 @@ use crate::server;
 
 /// Values of a picture that may be more than two levels off.
 const FEW: f64 = 1e-3;
-/// Latents, ‖ours − theirs‖ / ‖theirs‖. ComfyUI against itself with another thread count is 3.5e-6 off, and 1e-4 where
-/// a picture was encoded first.
-const LATENTS: f64 = 1e-3;
 /// Mean distance, in levels, of frames that two encoders have made lossy.
 const LOSSY: f64 = 3.0;
 
@@ -24,15 +21,17 @@ const LOSSY: f64 = 3.0;
 pub(crate) struct Recording {
     folder: &'static str,
     workflows: Value,
+    /// How far latents may be off, ‖ours − theirs‖ / ‖theirs‖.
+    latents: f64,
     /// Parts of latents' paths, and how far those may be off.
     looser: &'static [(&'static str, f64)],
 }
 
 impl Recording {
     /// That of a folder below `tests/data`.
-    pub(crate) fn read(folder: &'static str, looser: &'static [(&'static str, f64)]) -> Self {
+    pub(crate) fn read(folder: &'static str, latents: f64, looser: &'static [(&'static str, f64)]) -> Self {
         let workflows = serde_json::from_slice(&recorded_bytes_of(folder, "workflows.json")).unwrap();
-        Self { folder, workflows, looser }
+        Self { folder, workflows, latents, looser }
     }
 
     /// Their names.
@@ -84,7 +83,7 @@ pub(crate) async fn replay(comfy: &Comfy, recording: &Recording, name: &str) {
             Some("png") => compare_pictures(&theirs, &ours),
             Some("latent") => {
                 let looser = recording.looser.iter().find(|(part, _)| path.contains(part));
-                compare_latents(&theirs, &ours, looser.map_or(LATENTS, |(_, tolerance)| *tolerance))
+                compare_latents(&theirs, &ours, looser.map_or(recording.latents, |(_, tolerance)| *tolerance))
             }
             Some("webp") => compare_animations(&theirs, &ours),
             other => panic!("{path}: no comparison for {other:?}"),

@@ -93,6 +93,16 @@ fn fitting(catalog: &Catalog, name: &str, origin: &Origin) -> Result<String, Nod
     {
         return refuse(format!("'{name}' is for {own}, the model '{}' is {theirs}", model.id));
     }
+    // Only layers of a UNet tell a width of text.
+    if model.kind == ModelKind::QwenImage
+        && about.family.is_none()
+        && let Some(width) = about.width
+    {
+        return refuse(format!(
+            "'{name}' reads text of width {width} as LoRAs of Stable Diffusion do, the model '{}' is Qwen-Image",
+            model.id
+        ));
+    }
     if let Some((own, theirs)) = about.width.zip(catalog.width(&model))
         && own != theirs
     {

@@ -21,8 +21,10 @@ use crate::workflow::value::{Kind, Value};
 const MAX_BYTES: u64 = 256 << 20;
 /// Longest side of a latent, cells: a picture of 16384 pixels.
 const MAX_SIDE: usize = 2048;
+/// Channels of Qwen-Image's latents.
+const CHANNELS_WITH_FRAMES: usize = 16;
 /// Channels of the latents that Darkroom's models have.
-const CHANNELS: [usize; 2] = [4, 16];
+const CHANNELS: [usize; 2] = [4, CHANNELS_WITH_FRAMES];
 /// The samples, and what says that they are not scaled for the network.
 const SAMPLES: &str = "latent_tensor";
 const UNSCALED: &str = "latent_format_version_0";
@@ -71,16 +73,26 @@ fn load_latent(inputs: &Inputs, context: &Context<'_>) -> Result<Outputs, NodeEr
 
 fn encode(samples: &Tensor, texts: &[(String, String)]) -> Result<Vec<u8>, NodeError> {
     let values = samples.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+    let shape = shape_in_file(samples.dims(), &values);
     let bytes: Vec<u8> = values.into_iter().flat_map(f32::to_le_bytes).collect();
     let failed = |error: safetensors::SafeTensorError| NodeError::Failed(format!("cannot save: {error}"));
     let view = |shape: &[usize], bytes| TensorView::new(safetensors::Dtype::F32, shape.to_vec(), bytes);
-    let tensors = [
-        (SAMPLES, view(samples.dims(), &bytes).map_err(failed)?),
-        (UNSCALED, view(&[0], &[]).map_err(failed)?),
-    ];
+    let tensors =
+        [(SAMPLES, view(&shape, &bytes).map_err(failed)?), (UNSCALED, view(&[0], &[]).map_err(failed)?)];
     let mut metadata: HashMap<String, String> = texts.iter().cloned().collect();
     metadata.entry("prompt".to_owned()).or_default();
     safetensors::serialize(tensors, Some(metadata)).map_err(failed)
+}
+
+/// ComfyUI has `[batch, channels, 1, height, width]` of what Qwen-Image drew: its VAE is one of videos, and a picture has one
+/// frame. An empty latent says only how large, and has no frames there either.
+fn shape_in_file(shape: &[usize], values: &[f32]) -> Vec<usize> {
+    match *shape {
+        [batch, CHANNELS_WITH_FRAMES, height, width] if values.iter().any(|value| *value != 0.0) => {
+            vec![batch, CHANNELS_WITH_FRAMES, 1, height, width]
+        }
+        _ => shape.to_vec(),
+    }
 }
 
 fn decode(bytes: &[u8]) -> Result<Tensor, String> {
@@ -161,6 +173,23 @@ mod tests {
     }
 
     #[test]
+    fn what_qwen_image_drew_has_one_frame_in_a_file_and_comes_back_without() {
+        let shape = |bytes: &[u8]| {
+            let (_, header) = safetensors::SafeTensors::read_metadata(bytes).unwrap();
+            header.info("latent_tensor").unwrap().shape.clone()
+        };
+        let drawn = Tensor::arange(0f32, 192.0, &Device::Cpu).unwrap().reshape((2, 16, 3, 2)).unwrap();
+        let bytes = encode(&drawn, &[]).unwrap();
+        assert_eq!(shape(&bytes), [2, 16, 1, 3, 2]);
+        let back = decode(&bytes).unwrap();
+        assert_eq!((back.dims(), values(&back)), (&[2, 16, 3, 2][..], values(&drawn)));
+
+        let empty = encode(&drawn.zeros_like().unwrap(), &[]).unwrap();
+        assert_eq!(shape(&empty), [2, 16, 3, 2]);
+        assert_eq!(decode(&empty).unwrap().dims(), [2, 16, 3, 2]);
+    }
+
+    #[test]
     fn an_old_file_is_unscaled_when_it_is_read() {
         let bytes: Vec<u8> = values(&latent()).into_iter().flat_map(f32::to_le_bytes).collect();
         let old = file("latent_tensor", safetensors::Dtype::F32, &[2, 4, 3, 2], &bytes);
@@ -184,7 +213,10 @@ mod tests {
         let f32 = safetensors::Dtype::F32;
         assert!(reason(&file("other", f32, &[1], &[0; 4])).contains("latent_tensor"));
         assert!(reason(&file("latent_tensor", f32, &[4, 1, 1], &[0; 16])).contains("[4, 1, 1]"));
-        assert!(reason(&file("latent_tensor", f32, &[1, 16, 1, 1], &[0; 64])).contains("16 channels"));
+        assert!(reason(&file("latent_tensor", f32, &[1, 12, 1, 1], &[0; 48])).contains("12 channels"));
+        assert!(
+            reason(&file("latent_tensor", f32, &[1, 16, 2, 1, 1], &[0; 128])).contains("[1, 16, 2, 1, 1]")
+        );
         assert!(reason(&file("latent_tensor", f32, &[0, 4, 1, 1], &[])).contains("[0, 4, 1, 1]"));
         assert!(reason(&file("latent_tensor", f32, &[1, 4, 1, 4096], &[0; 65_536])).contains("4096"));
         let int = file("latent_tensor", safetensors::Dtype::I64, &[1, 4, 1, 1], &[0; 32]);

@@ -1,8 +1,10 @@
 //! Prompts to conditioning.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use candle_core::Device;
+use darkroom_models::checkpoint::ModelKind;
 use darkroom_pipelines::{Conditioning, WantedPrompt};
 
 use crate::workflow::Context;
@@ -74,11 +76,24 @@ fn encode(inputs: &Inputs, context: &Context<'_>) -> Result<Outputs, NodeError> 
 pub(super) fn encode_prompt(context: &Context<'_>, clip: &Clip, text: &str) -> Result<Cond, NodeError> {
     let model = Borrowed::model(context, &clip.origin)?;
     let loras = model.loras(context, &clip.loras)?;
-    let prompt = model.pipeline.prompt_text(text, clip_skip(clip), loras.as_deref());
+    let text = match model.pipeline.kind() {
+        ModelKind::QwenImage => without_escapes(text),
+        _ => text.into(),
+    };
+    let prompt = model.pipeline.prompt_text(&text, clip_skip(clip), loras.as_deref());
     let wanted = WantedPrompt { field: "text", prompt: &prompt, loras: loras.as_ref() };
     let encoded = model.pipeline.encode_prompts(&[wanted])?.pop();
     let encoded = encoded.ok_or_else(|| NodeError::Failed("the text encoders gave nothing".into()))?;
     Ok(Cond::new(on_cpu(&encoded)?))
+}
+
+/// Parentheses are no weights for a language model. ComfyUI takes the backslash away all the same that prompts for other
+/// models have before them.
+fn without_escapes(text: &str) -> Cow<'_, str> {
+    match text.contains("\\(") || text.contains("\\)") {
+        true => text.replace("\\(", "(").replace("\\)", ")").into(),
+        false => text.into(),
+    }
 }
 
 fn encode_sdxl(inputs: &Inputs, context: &Context<'_>) -> Result<Outputs, NodeError> {
@@ -107,4 +122,15 @@ fn on_cpu(encoded: &Conditioning) -> candle_core::Result<Conditioning> {
         context: move_over(&encoded.context)?,
         pooled: encoded.pooled.as_ref().map(move_over).transpose()?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backslash_goes_where_a_parenthesis_follows_and_nowhere_else() {
+        assert_eq!(without_escapes(r"a \(b\) (c) \d \"), r"a (b) (c) \d \");
+        assert!(matches!(without_escapes("plain (text)"), Cow::Borrowed(_)));
+    }
 }

@@ -110,6 +110,7 @@ pub(super) fn decode(
     tiling: Option<Tiling>,
 ) -> Result<Image, NodeError> {
     let model = Borrowed::model(context, &vae.origin)?;
+    check_channels(vae, latent, model.pipeline.latent_channels())?;
     let count = latent.samples.dim(0)?;
     let mut pictures: Vec<Picture> = Vec::with_capacity(count);
     for index in 0..count {
@@ -135,7 +136,20 @@ pub(super) fn decode(
         .ok_or_else(|| NodeError::Failed("the VAE made pictures of several sizes".into()))
 }
 
-/// The latents of a batch of pictures, `[count, 4, h/8, w/8]`. Alpha is left out.
+/// Latents of another family's model are no damage, so they are refused in words that say what to do.
+fn check_channels(vae: &Vae, latent: &Latent, wanted: usize) -> Result<(), NodeError> {
+    let channels = latent.samples.dim(1)?;
+    if channels == wanted {
+        return Ok(());
+    }
+    let message = format!(
+        "has {channels} channels, and '{}' decodes {wanted}: load the VAE that belongs to the model which drew it",
+        vae.origin
+    );
+    Err(NodeError::input("samples", message))
+}
+
+/// The latents of a batch of pictures, `[count, channels, h/8, w/8]`. Alpha is left out.
 pub(super) fn encode(
     context: &Context<'_>,
     vae: &Vae,
