@@ -114,6 +114,9 @@ fn needed(files: &[String]) -> Result<Vec<String>, String> {
 
 fn needed_of_folder(files: &[String]) -> Result<Vec<String>, String> {
     let has = |name: &str| files.iter().any(|file| file == name);
+    if has("transformer/config.json") {
+        return needed_of_qwen_image(files);
+    }
     let mut wanted = Vec::new();
     for part in PARTS {
         let config = format!("{part}/config.json");
@@ -121,7 +124,9 @@ fn needed_of_folder(files: &[String]) -> Result<Vec<String>, String> {
             if part == "text_encoder_2" {
                 continue; // SD 1.5 has one text encoder
             }
-            return Err(format!("the repository has no {config}; only SD 1.5 and SDXL pipelines are read"));
+            return Err(format!(
+                "the repository has no {config}; only SD 1.5, SDXL and Qwen-Image pipelines are read"
+            ));
         }
         wanted.push(config);
         let stem = if part.starts_with("text") { "model" } else { "diffusion_pytorch_model" };
@@ -131,6 +136,43 @@ fn needed_of_folder(files: &[String]) -> Result<Vec<String>, String> {
         };
         wanted.push(weights);
     }
+    wanted.extend(CONFIGS.iter().rev().filter(|file| has(file)).map(|file| (*file).to_owned()));
+    Ok(wanted)
+}
+
+/// The same of Qwen-Image, whose networks are in several files each: an index names them.
+fn needed_of_qwen_image(files: &[String]) -> Result<Vec<String>, String> {
+    let has = |name: &str| files.iter().any(|file| file == name);
+    let within = |part: &str| files.iter().filter(move |file| file.starts_with(&format!("{part}/"))).cloned();
+    let mut wanted = Vec::new();
+    for (part, stem) in
+        [("text_encoder", "model"), ("transformer", "diffusion_pytorch_model"), ("vae", "diffusion_pytorch_model")]
+    {
+        let config = format!("{part}/config.json");
+        if !has(&config) {
+            return Err(format!("the repository has no {config}"));
+        }
+        wanted.push(config);
+        let (whole, index) =
+            (format!("{part}/{stem}.safetensors"), format!("{part}/{stem}.safetensors.index.json"));
+        if has(&whole) {
+            wanted.push(whole);
+        } else if has(&index) {
+            wanted.push(index);
+            let shard = format!("{part}/{stem}-");
+            wanted.extend(
+                within(part).filter(|file| file.starts_with(&shard) && file.ends_with(".safetensors")),
+            );
+        } else {
+            return Err(format!("the repository has no {whole}, whole or in parts"));
+        }
+    }
+    let tokenizer: Vec<String> =
+        within("tokenizer").filter(|file| file.ends_with(".json") || file.ends_with(".txt")).collect();
+    if tokenizer.is_empty() {
+        return Err("the repository has no tokenizer/".to_owned());
+    }
+    wanted.extend(tokenizer);
     wanted.extend(CONFIGS.iter().rev().filter(|file| has(file)).map(|file| (*file).to_owned()));
     Ok(wanted)
 }
@@ -203,5 +245,35 @@ mod tests {
         let transformer =
             files(&["model_index.json", "text_encoder/config.json", "text_encoder/model.safetensors"]);
         assert!(needed(&transformer).unwrap_err().contains("unet/config.json"));
+    }
+
+    #[test]
+    fn of_qwen_image_every_shard_and_the_tokenizer_are_needed_and_the_index_of_the_model_comes_last() {
+        let mut there = vec![
+            "README.md",
+            "model_index.json",
+            "scheduler/scheduler_config.json",
+            "text_encoder/config.json",
+            "text_encoder/model-00001-of-00002.safetensors",
+            "text_encoder/model-00002-of-00002.safetensors",
+            "text_encoder/model.safetensors.index.json",
+            "tokenizer/merges.txt",
+            "tokenizer/vocab.json",
+            "tokenizer/chat_template.jinja",
+            "transformer/config.json",
+            "transformer/diffusion_pytorch_model-00001-of-00001.safetensors",
+            "transformer/diffusion_pytorch_model.safetensors.index.json",
+            "vae/config.json",
+            "vae/diffusion_pytorch_model.safetensors",
+        ];
+        let wanted = needed(&files(&there)).unwrap();
+        assert_eq!(wanted.last().map(String::as_str), Some("model_index.json"));
+        let mut names: Vec<&str> = wanted.iter().map(String::as_str).collect();
+        names.sort_unstable();
+        let mut expected = there.clone();
+        expected.retain(|name| !matches!(*name, "README.md" | "tokenizer/chat_template.jinja"));
+        assert_eq!(names, expected);
+        there.retain(|name| !name.starts_with("tokenizer/"));
+        assert!(needed(&files(&there)).unwrap_err().contains("tokenizer"));
     }
 }

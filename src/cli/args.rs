@@ -46,6 +46,7 @@ Examples:
   darkroom pack --character \"1girl, blonde hair, blue eyes\" --out out/pack
   darkroom generate --prompt \"1girl, pink hair, laughing\" --count 4 --seed 7
   darkroom generate --model sd_xl_base_1.0.safetensors --prompt \"a lighthouse at dusk\"
+  darkroom inspect --plan models/diffusion_models/qwen_image_fp8_e4m3fn_scaled.safetensors
   darkroom run workflow.json --models-dir models --set 3.seed=7
   darkroom inspect sd_xl_base_1.0.safetensors
 
