@@ -145,9 +145,11 @@ fn needed_of_qwen_image(files: &[String]) -> Result<Vec<String>, String> {
     let has = |name: &str| files.iter().any(|file| file == name);
     let within = |part: &str| files.iter().filter(move |file| file.starts_with(&format!("{part}/"))).cloned();
     let mut wanted = Vec::new();
-    for (part, stem) in
-        [("text_encoder", "model"), ("transformer", "diffusion_pytorch_model"), ("vae", "diffusion_pytorch_model")]
-    {
+    for (part, stem) in [
+        ("text_encoder", "model"),
+        ("transformer", "diffusion_pytorch_model"),
+        ("vae", "diffusion_pytorch_model"),
+    ] {
         let config = format!("{part}/config.json");
         if !has(&config) {
             return Err(format!("the repository has no {config}"));

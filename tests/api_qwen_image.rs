@@ -71,7 +71,10 @@ async fn the_simple_route_draws_with_qwen_image_and_its_lora_for_four_steps() {
 
     let listed = server.json("/api/v1/images/models").await;
     let own = listed["models"].as_array().unwrap().iter().find(|model| model["id"] == "tiny_qwen_image");
-    assert_eq!((own.unwrap()["type"].as_str(), own.unwrap()["initialized"].as_bool()), (Some("qwen_image"), Some(true)));
+    assert_eq!(
+        (own.unwrap()["type"].as_str(), own.unwrap()["initialized"].as_bool()),
+        (Some("qwen_image"), Some(true))
+    );
 }
 
 #[tokio::test]
@@ -114,7 +117,8 @@ async fn what_qwen_image_cannot_do_is_refused_before_it_is_queued() {
         (json!({"model": "tiny-sdxl", "shift": 3.0}), "shift"),
         (json!({"model": "tiny-sdxl", "loras": [{"id": "tiny_qwen_image_lightning_4steps"}]}), "loras[0].id"),
     ] {
-        let mut body = json!({"prompt": "a", "model": "tiny_qwen_image", "width": 64, "height": 64, "steps": 2});
+        let mut body =
+            json!({"prompt": "a", "model": "tiny_qwen_image", "width": 64, "height": 64, "steps": 2});
         body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         let error = refused(server.post("/v1/images", &body).await, 422, "invalid_value").await;
         assert_eq!(error["field"].as_str(), Some(field), "{body} {error}");

@@ -11,6 +11,7 @@ mod kept;
 mod matrix;
 mod rows;
 pub mod sparse;
+mod stored;
 mod view;
 
 pub use file::WeightFile;
@@ -18,8 +19,9 @@ pub use header::{Header, MAX_HEADER_BYTES, MAX_RANK, MAX_TENSORS, Storage, Store
 pub use kept::{Kept, KeptOrder, KeptTensor};
 pub use matrix::Matrix;
 pub(crate) use rows::Rows;
-pub(crate) use view::is_scale;
-pub use view::{Stored, Transform, Weights};
+pub(crate) use stored::is_scale;
+pub use stored::{Stored, Transform};
+pub use view::Weights;
 
 /// What is wrong with a weight file or with what it holds.
 #[derive(Debug, thiserror::Error)]
