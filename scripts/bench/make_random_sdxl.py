@@ -14,9 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import struct
 import sys
-import time
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -25,8 +23,10 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import stream_safetensors
 from clip_tokenizer import write_tokenizer
 from ldm_keys import LOGIT_SCALE, PARTS, Part, clip_key, layout
+from stream_safetensors import Entry
 
 CONFIGS: dict[str, dict[str, Any]] = json.loads(
     """
@@ -142,32 +142,7 @@ def write_safetensors(
     metadata: dict[str, str],
 ) -> None:
     """Writes fp16 tensors one after the other; each is made when its turn comes and dropped afterwards."""
-    entries = list(entries)
-    header: dict[str, Any] = {"__metadata__": metadata}
-    offset = 0
-    for name, shape, _ in entries:
-        end = offset + 2 * math.prod(shape)
-        header[name] = {"dtype": "F16", "shape": list(shape), "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial, started, reported, written = path.with_name(path.name + ".part"), time.monotonic(), 0.0, 0
-    with partial.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for name, shape, make in entries:
-            tensor = make().contiguous()
-            if tuple(tensor.shape) != shape or tensor.dtype != torch.float16:
-                raise ValueError(f"{name}: made {tensor.dtype} {tuple(tensor.shape)}, declared float16 {shape}")
-            file.write(memoryview(tensor.reshape(-1).numpy()).cast("B"))
-            written += 2 * tensor.numel()
-            if time.monotonic() - reported > 5:
-                reported = time.monotonic()
-                print(
-                    f"{path.name}: {written / 1e9:.2f} of {offset / 1e9:.2f} GB, {reported - started:.0f} s", flush=True
-                )
-    partial.replace(path)
-    print(f"{path}: {path.stat().st_size / 1e9:.2f} GB in {time.monotonic() - started:.0f} s", flush=True)
+    stream_safetensors.write(path, [Entry(name, torch.float16, shape, make) for name, shape, make in entries], metadata)
 
 
 def write_configs(folder: Path) -> None:

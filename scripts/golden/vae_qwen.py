@@ -101,8 +101,8 @@ def wan_prefixes(model):
     return names
 
 
-def wan_tensors(model):
-    """The weights under Wan's names."""
+def wan_names(model):
+    """Each weight's name there."""
     layers = {
         "norm1": "residual.0",
         "conv1": "residual.2",
@@ -111,12 +111,19 @@ def wan_tensors(model):
         "conv_shortcut": "shortcut",
     }
     prefixes = wan_prefixes(model)
-    tensors = {}
-    for name, tensor in model.half().state_dict().items():
+    names = {}
+    for name in model.state_dict():
         prefix = next(prefix for prefix in prefixes if name.startswith(prefix + "."))
         layer, _, rest = name.removeprefix(prefix + ".").partition(".")
         inner = f"{layers[layer]}.{rest}" if layer in layers else name.removeprefix(prefix + ".")
-        tensors[f"{prefixes[prefix]}.{inner}"] = tensor
+        names[name] = f"{prefixes[prefix]}.{inner}"
+    return names
+
+
+def wan_tensors(model):
+    """The weights under Wan's names."""
+    names = wan_names(model)
+    tensors = {names[name]: tensor for name, tensor in model.half().state_dict().items()}
     back = convert_wan_vae_to_diffusers(dict(tensors))
     assert back.keys() == model.state_dict().keys()
     for name, tensor in model.state_dict().items():
