@@ -126,11 +126,11 @@ impl Arithmetic {
         }
     }
 
-    /// What kernels of convolutions that are stored as `stored` are held in on `device`.
-    pub(crate) fn kernel_type(&self, device: &Device, stored: DType) -> DType {
+    /// What kernels of convolutions that are stored as `stored` are held in.
+    pub(crate) fn kernel_type(&self, on_card: bool, stored: DType) -> DType {
         match self.held {
             Held::Activations => self.activations,
-            Held::EightBit if device.is_cuda() => self.activations,
+            Held::EightBit if on_card => self.activations,
             Held::EightBit | Held::Stored => stored,
         }
     }
@@ -139,15 +139,20 @@ impl Arithmetic {
 impl ComputeType {
     /// What a network whose weights are mostly `stored` computes in on `device`.
     pub fn on(self, device: &Device, stored: DType, range: Range) -> Arithmetic {
-        let eight_bit = self == Self::Fp8 && range != Range::Wide;
         if !device.is_cuda() {
+            let eight_bit = self == Self::Fp8 && range != Range::Wide;
             let products = if self == Self::Bf16 { Precision::Bf16 } else { Precision::Full };
             let held = if eight_bit { Held::EightBit } else { Held::Stored };
             return Arithmetic { activations: DType::F32, held, products };
         }
-        let activations = self.on_gpu(darkroom_kernels::multiplies_bf16(device), stored, range);
+        self.on_card(darkroom_kernels::multiplies_bf16(device), stored, range)
+    }
+
+    /// The same on a GPU, which need not be there.
+    pub(crate) fn on_card(self, has_bf16: bool, stored: DType, range: Range) -> Arithmetic {
+        let eight_bit = self == Self::Fp8 && range != Range::Wide;
         let held = if eight_bit { Held::EightBit } else { Held::Activations };
-        Arithmetic { activations, held, products: Precision::Full }
+        Arithmetic { activations: self.on_gpu(has_bf16, stored, range), held, products: Precision::Full }
     }
 
     fn on_gpu(self, has_bf16: bool, stored: DType, range: Range) -> DType {

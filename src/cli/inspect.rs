@@ -52,9 +52,12 @@ fn plan(args: &InspectArgs) -> Result<(), CommandError> {
         ));
     };
     let options = LoadOptions { budget: Some(args.memory), ..LoadOptions::default() };
-    let plan = MemoryPlan::of(&parts, &Device::Cpu, &options);
+    let plan = MemoryPlan::for_card(&parts, &options);
     if args.json {
-        return print_result(&serde_json::to_string_pretty(&plan).map_err(CommandError::plain)?);
+        let mut said = serde_json::to_value(plan).map_err(CommandError::plain)?;
+        said["resident_bytes"] = json!(plan.resident_bytes());
+        said["peak_bytes"] = json!(plan.peak_bytes());
+        return print_result(&serde_json::to_string_pretty(&said).map_err(CommandError::plain)?);
     }
     print_result(&format!("{}:\n{plan}", printable(&parts.origin)))
 }

@@ -1,5 +1,7 @@
 //! How much memory a pass of the text encoder takes, from its config. Activations are counted, kernels' scratch is not.
 
+use candle_core::DType;
+
 use super::{QwenVlTextConfig, QwenVlTextEncoder};
 
 impl QwenVlTextEncoder {
@@ -9,7 +11,14 @@ impl QwenVlTextEncoder {
     /// In `f32` the 7B takes 256 KB a token: its peak is the feed-forward part, whose gates, values and products are
     /// more than five times as wide as the hidden state each.
     pub fn encode_bytes(&self, rows: usize, tokens: usize) -> usize {
-        let bytes = u128::from(token_elements(self.config())) * self.activations().size_in_bytes() as u128;
+        self.config().encode_bytes(self.activations(), rows, tokens)
+    }
+}
+
+impl QwenVlTextConfig {
+    /// The same of a network that is not loaded yet, whose activations would be of `activations`.
+    pub fn encode_bytes(&self, activations: DType, rows: usize, tokens: usize) -> usize {
+        let bytes = u128::from(token_elements(self)) * activations.size_in_bytes() as u128;
         let bytes = bytes.saturating_mul(rows as u128).saturating_mul(tokens as u128);
         usize::try_from(bytes).unwrap_or(usize::MAX)
     }

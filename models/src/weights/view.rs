@@ -32,6 +32,8 @@ pub struct Weights {
     arithmetic: Arithmetic,
     /// Whether blocks of deep networks are read when their turn comes.
     streamed: bool,
+    /// Whether it speaks of a card that need not be there.
+    planned: bool,
 }
 
 impl std::fmt::Debug for Weights {
@@ -54,7 +56,14 @@ impl Weights {
 
     fn over(origin: String, left: BTreeMap<String, Source>, device: Device, arithmetic: Arithmetic) -> Self {
         let shared = Shared { origin, left: Mutex::new(left), kept: Mutex::default() };
-        Self { shared: Arc::new(shared), prefix: String::new(), device, arithmetic, streamed: false }
+        Self {
+            shared: Arc::new(shared),
+            prefix: String::new(),
+            device,
+            arithmetic,
+            streamed: false,
+            planned: false,
+        }
     }
 
     /// What a network took, to be taken once more.
@@ -106,13 +115,28 @@ impl Weights {
     /// The same view for a network that computes in `compute_type`, which may be asked for numbers as large as
     /// `range` has.
     pub fn computing(&self, compute_type: ComputeType, range: NumberRange) -> Self {
-        let arithmetic = compute_type.on(self.device(), self.stored_type(), range);
+        let stored = self.stored_type();
+        let arithmetic = match self.planned {
+            true => compute_type.on_card(true, stored, range),
+            false => compute_type.on(self.device(), stored, range),
+        };
         Self { arithmetic, ..self.clone() }
     }
 
     /// The same view for a network on another device than the file was opened for.
     pub fn on(&self, device: &Device) -> Self {
         Self { device: device.clone(), ..self.clone() }
+    }
+
+    /// The same view as if it were of a network on a GPU that multiplies `bf16`: what [`Self::bytes`] and
+    /// [`Self::activations`] would be there. Nothing is to be loaded from it.
+    pub fn as_on_card(&self) -> Self {
+        Self { planned: true, ..self.clone() }
+    }
+
+    /// Whether the network is on a GPU, or is planned for one.
+    fn on_card(&self) -> bool {
+        self.planned || self.device.is_cuda()
     }
 
     /// The same view for a network whose blocks are read from the file each time that their turn comes.
@@ -230,9 +254,9 @@ impl Weights {
             }
             let eight_bit = self.arithmetic.held == Held::EightBit
                 && source.shape().is_some_and(|shape| fits_eight_bits(&shape));
-            let to = self.arithmetic.kernel_type(&self.device, from).size_in_bytes();
+            let to = self.arithmetic.kernel_type(self.on_card(), from).size_in_bytes();
             let to = match eight_bit {
-                true if self.device.is_cpu() => 1 + from.size_in_bytes(), // what was rounded stays beside it
+                true if !self.on_card() => 1 + from.size_in_bytes(), // what was rounded stays beside it
                 true => 1,
                 false => to,
             };
@@ -397,7 +421,7 @@ impl Weights {
 
     /// A weight in the type that products are formed in.
     fn converted(&self, weight: &Tensor) -> Result<Tensor, WeightsError> {
-        Ok(weight.to_dtype(self.arithmetic.kernel_type(&self.device, weight.dtype()))?)
+        Ok(weight.to_dtype(self.arithmetic.kernel_type(self.on_card(), weight.dtype()))?)
     }
 
     /// Takes the convolution weight `name` of shape `[out, in, height, width]` and gives it channels-last,

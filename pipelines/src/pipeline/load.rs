@@ -218,7 +218,7 @@ impl Pipeline {
         });
         let vae = vae.transpose()?;
         let transformer = parts.transformer.as_ref().map(|part| -> Result<_, PipelineError> {
-            let weights = plan::transformer_weights(part, options.compute_type);
+            let weights = plan::transformer_weights(&part.weights, options.compute_type);
             let weights = placed(weights, plan.transformer.placement);
             weights.keep();
             let transformer = QwenImageTransformer2DModel::load(&part.config, &weights)?;

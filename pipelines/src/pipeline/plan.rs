@@ -6,8 +6,7 @@ use std::fmt;
 use candle_core::Device;
 use darkroom_models::ComputeType;
 use darkroom_models::arithmetic::Range;
-use darkroom_models::checkpoint::{Component, QwenImageParts};
-use darkroom_models::qwen_image::QwenImageConfig;
+use darkroom_models::checkpoint::QwenImageParts;
 use darkroom_models::weights::Weights;
 use serde::Serialize;
 
@@ -15,8 +14,10 @@ use super::LoadOptions;
 
 /// Sides of the picture that a plan leaves room for, in cells: 1328 pixels.
 const PLANNED_SIDE: usize = 166;
-/// Tokens of the prompt that a plan leaves room for.
+/// Tokens of each prompt that a plan leaves room for, its template's among them.
 const PLANNED_TOKENS: usize = 512;
+/// Latents of a step, and prompts: with guidance.
+const PLANNED_ROWS: usize = 2;
 /// Bytes that the decoder is given; it goes by tiles where it would take more.
 const DECODER: u64 = 2 << 30;
 /// Side in cells of the smallest tiles that it goes by.
@@ -95,6 +96,8 @@ pub struct MemoryPlan {
     pub transformer: PlannedPart,
     /// The autoencoder.
     pub vae: PlannedPart,
+    /// Bytes that reading a prompt and its negative takes beside the weights.
+    pub encode_bytes: u64,
     /// Bytes that a step takes beside the weights, for one picture of 1328 x 1328 with guidance.
     pub step_bytes: u64,
     /// Bytes that decoding takes beside the weights, by tiles if need be.
@@ -107,28 +110,44 @@ impl MemoryPlan {
     /// The plan for `parts` on `device`: everything stays where there is room for it and for a step; else the text
     /// encoder is streamed, which works once a prompt; else the transformer too.
     pub fn of(parts: &QwenImageParts, device: &Device, options: &LoadOptions) -> Self {
-        let transformer = parts.transformer.as_ref().map(|part| {
-            (transformer_weights(part, options.compute_type), "transformer_blocks", &part.config)
-        });
-        let text = parts.text_encoder.as_ref().map(|part| part.weights.on(device));
+        Self::with(parts, |weights| weights.on(device), options)
+    }
+
+    /// The same for a GPU that multiplies `bf16`, which need not be there.
+    pub fn for_card(parts: &QwenImageParts, options: &LoadOptions) -> Self {
+        Self::with(parts, Weights::as_on_card, options)
+    }
+
+    fn with(parts: &QwenImageParts, placed: impl Fn(&Weights) -> Weights, options: &LoadOptions) -> Self {
+        let compute_type = options.compute_type;
+        let text = parts.text_encoder.as_ref().map(|part| (placed(&part.weights), &part.config));
+        let transformer = parts.transformer.as_ref();
+        let transformer =
+            transformer.map(|part| (transformer_weights(&placed(&part.weights), compute_type), &part.config));
         let vae = parts.vae.as_ref();
-        let vae_bytes =
-            vae.map_or(0, |part| part.weights.computing(options.compute_type, Range::Wide).bytes());
-        let decode = |side: usize| {
-            vae.map_or(0, |part| {
-                let weights = part.weights.computing(options.compute_type, Range::Wide);
-                part.config.decode_bytes(weights.activations(), side, side) as u64
-            })
-        };
-        let step = transformer.as_ref().map_or(0, |(weights, _, config)| {
-            let sides = (PLANNED_SIDE, PLANNED_SIDE);
-            config.forward_bytes(weights.activations(), 2, sides, PLANNED_TOKENS) as u64
+        let vae = vae.map(|part| (placed(&part.weights).computing(compute_type, Range::Wide), &part.config));
+        let encode = text.as_ref().map_or(0, |(weights, config)| {
+            config.encode_bytes(weights.activations(), PLANNED_ROWS, PLANNED_TOKENS) as u64
         });
+        let step = transformer.as_ref().map_or(0, |(weights, config)| {
+            let sides = (PLANNED_SIDE, PLANNED_SIDE);
+            config.forward_bytes(weights.activations(), PLANNED_ROWS, sides, PLANNED_TOKENS) as u64
+        });
+        let decode = |side: usize| {
+            let vae = vae.as_ref();
+            vae.map_or(0, |(weights, config)| config.decode_bytes(weights.activations(), side, side) as u64)
+        };
+        let part = |weights: Option<&Weights>, blocks| {
+            weights.map_or(PlannedPart::NONE, |weights| PlannedPart::of(weights, blocks))
+        };
         let mut plan = Self {
-            text_encoder: text.map_or(PlannedPart::NONE, |weights| PlannedPart::of(&weights, "model.layers")),
-            transformer: transformer
-                .map_or(PlannedPart::NONE, |(weights, blocks, _)| PlannedPart::of(&weights, blocks)),
-            vae: PlannedPart { bytes: vae_bytes, ..PlannedPart::NONE },
+            text_encoder: part(text.as_ref().map(|(weights, _)| weights), "model.layers"),
+            transformer: part(transformer.as_ref().map(|(weights, _)| weights), "transformer_blocks"),
+            vae: PlannedPart {
+                bytes: vae.as_ref().map_or(0, |(weights, _)| weights.bytes()),
+                ..PlannedPart::NONE
+            },
+            encode_bytes: encode,
             step_bytes: step,
             decode_bytes: decode(LEAST_TILE),
             budget: options.budget,
@@ -154,7 +173,7 @@ impl MemoryPlan {
     /// Most bytes that are on the device at any time.
     pub fn peak_bytes(&self) -> u64 {
         let working = [
-            self.text_encoder.passing_bytes(),
+            self.text_encoder.passing_bytes().saturating_add(self.encode_bytes),
             self.transformer.passing_bytes().saturating_add(self.step_bytes),
             self.decode_bytes,
         ];
@@ -163,8 +182,8 @@ impl MemoryPlan {
 }
 
 /// The transformer's weights as the network takes them. Its activations reach beyond `f16`.
-pub(super) fn transformer_weights(part: &Component<QwenImageConfig>, compute_type: ComputeType) -> Weights {
-    part.weights.computing(compute_type, Range::WideTransformer)
+pub(super) fn transformer_weights(weights: &Weights, compute_type: ComputeType) -> Weights {
+    weights.computing(compute_type, Range::WideTransformer)
 }
 
 /// Gibibytes.
@@ -191,6 +210,11 @@ impl fmt::Display for MemoryPlan {
             }
             writeln!(f)?;
         }
+        writeln!(
+            f,
+            "  two prompts     {:>10}  of {PLANNED_TOKENS} tokens",
+            Gib(self.encode_bytes).to_string()
+        )?;
         writeln!(
             f,
             "  a step          {:>10}  one picture of 1328x1328 with guidance",
