@@ -148,8 +148,15 @@ def layer_seconds(runs: dict[int, list[dict[str, float]]], of: Any, what: str = 
     return (by_depth[deep] - by_depth[shallow]) / (deep - shallow)
 
 
-def measure(part: str, compute: str, depths: list[int], inputs: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Both sides' figures of one part, in turns."""
+def measure(
+    part: str,
+    compute: str,
+    depths: list[int],
+    inputs: Path,
+    full: dict[str, torch.Tensor],
+    arguments: argparse.Namespace,
+) -> dict[str, Any]:
+    """Both sides' figures of one part, in turns. `full` keeps what diffusers gives in f32."""
     load_before = os.getloadavg()[0]
     workers = {side: Worker(side, part, compute, inputs, arguments) for side in SIDES}
     figures: dict[str, Any] = {side: {} for side in SIDES}
@@ -178,6 +185,11 @@ def measure(part: str, compute: str, depths: list[int], inputs: Path, arguments:
             "fastest": round(layer_seconds(runs[side], min), 5),
             "median_cpu": round(layer_seconds(runs[side], statistics.median, "cpu_seconds"), 3),
         }
+    if compute == "f32":
+        full[part] = outputs["diffusers"]
+    apart = {}
+    if compute != "f32" and part in full:
+        apart["difference_to_f32"] = {side: differences(out, full[part]) for side, out in outputs.items()}
     theirs, ours = figures["diffusers"]["seconds"], figures["darkroom"]["seconds"]
     ratio = {of: ours[of] / theirs[of] for of in theirs if theirs[of] > 0}
     return {
@@ -188,6 +200,7 @@ def measure(part: str, compute: str, depths: list[int], inputs: Path, arguments:
         **figures,
         "darkroom_over_diffusers": {of: round(value, 3) for of, value in ratio.items()},
         "difference": differences(outputs["darkroom"], outputs["diffusers"]),
+        **apart,
     }
 
 
@@ -252,7 +265,8 @@ def main() -> None:
     text = json.loads((arguments.weights / "text_encoder/config.json").read_text())["text_config"]
     layers = {"transformer": config["num_layers"], "text-encoder": text["num_hidden_layers"], "vae": 1}
     computes, parts = arguments.compute or ["f32", "bf16"], arguments.only or list(PARTS)
-    measured = []
+    measured: list[dict[str, Any]] = []
+    full: dict[str, torch.Tensor] = {}
     with tempfile.TemporaryDirectory() as scratch:
         inputs = Path(scratch) / "inputs.safetensors"
         save_file(make_inputs(arguments), inputs)
@@ -260,7 +274,7 @@ def main() -> None:
             for part in parts:
                 depths = [layers[part], 1] if layers[part] > 1 else [1]
                 print(f"{part}, {compute}, load average {os.getloadavg()[0]:.1f}", flush=True)
-                measured.append(measure(part, compute, depths, inputs, arguments))
+                measured.append(measure(part, compute, depths, inputs, full, arguments))
                 print("  " + ", ".join(row(measured[-1])[1:]), flush=True)
     header = ["", "diffusers (s)", "darkroom (s)", "ratio", "of the fastest", "of cpu seconds", "peak, diffusers (GB)", "peak, darkroom (GB)"]
     header += ["planned (GB)", "difference"]
