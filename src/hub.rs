@@ -143,7 +143,9 @@ fn needed_of_folder(files: &[String]) -> Result<Vec<String>, String> {
 /// The same of Qwen-Image, whose networks are in several files each: an index names them.
 fn needed_of_qwen_image(files: &[String]) -> Result<Vec<String>, String> {
     let has = |name: &str| files.iter().any(|file| file == name);
-    let within = |part: &str| files.iter().filter(move |file| file.starts_with(&format!("{part}/"))).cloned();
+    let within = |part: &str| -> Vec<String> {
+        files.iter().filter(|file| file.starts_with(&format!("{part}/"))).cloned().collect()
+    };
     let mut wanted = Vec::new();
     for (part, stem) in [
         ("text_encoder", "model"),
@@ -163,14 +165,18 @@ fn needed_of_qwen_image(files: &[String]) -> Result<Vec<String>, String> {
             wanted.push(index);
             let shard = format!("{part}/{stem}-");
             wanted.extend(
-                within(part).filter(|file| file.starts_with(&shard) && file.ends_with(".safetensors")),
+                within(part)
+                    .into_iter()
+                    .filter(|file| file.starts_with(&shard) && file.ends_with(".safetensors")),
             );
         } else {
             return Err(format!("the repository has no {whole}, whole or in parts"));
         }
     }
-    let tokenizer: Vec<String> =
-        within("tokenizer").filter(|file| file.ends_with(".json") || file.ends_with(".txt")).collect();
+    let tokenizer: Vec<String> = within("tokenizer")
+        .into_iter()
+        .filter(|file| file.ends_with(".json") || file.ends_with(".txt"))
+        .collect();
     if tokenizer.is_empty() {
         return Err("the repository has no tokenizer/".to_owned());
     }

@@ -8,9 +8,9 @@ use darkroom_models::vae_qwen::{AutoencoderKlQwenImage, QwenVaeConfig};
 #[derive(Debug, Clone)]
 pub(crate) enum Autoencoder {
     /// Stable Diffusion's.
-    Kl(AutoencoderKl),
+    Kl(Box<AutoencoderKl>),
     /// Qwen-Image's.
-    QwenImage(AutoencoderKlQwenImage),
+    QwenImage(Box<AutoencoderKlQwenImage>),
 }
 
 /// Runs `$body` with `$vae` bound to the autoencoder, whichever it is.
@@ -69,7 +69,7 @@ impl LatentFormat {
     }
 
     /// `[.., channels, h, w]`, from the autoencoder's units to the network's.
-    pub(crate) fn to_network(&self, latent: &Tensor) -> Result<Tensor> {
+    pub(crate) fn normalised(&self, latent: &Tensor) -> Result<Tensor> {
         match self {
             Self::Scaled(scale) => latent * *scale,
             Self::Normalised(config) => config.to_network(latent),
@@ -77,7 +77,7 @@ impl LatentFormat {
     }
 
     /// The way back.
-    pub(crate) fn from_network(&self, latent: &Tensor) -> Result<Tensor> {
+    pub(crate) fn denormalised(&self, latent: &Tensor) -> Result<Tensor> {
         match self {
             Self::Scaled(scale) => latent / *scale,
             Self::Normalised(config) => config.from_network(latent),

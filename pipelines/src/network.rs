@@ -8,9 +8,9 @@ use darkroom_models::unet::UNet2DConditionModel;
 #[derive(Debug, Clone)]
 pub(crate) enum Network {
     /// Stable Diffusion's.
-    UNet(UNet2DConditionModel),
+    UNet(Box<UNet2DConditionModel>),
     /// Qwen-Image's.
-    QwenImage(QwenImageTransformer2DModel),
+    QwenImage(Box<QwenImageTransformer2DModel>),
 }
 
 impl Network {

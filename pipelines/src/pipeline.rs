@@ -294,7 +294,7 @@ impl Pipeline {
 
     /// A finished latent in VAE units, `[channels, h/8, w/8]`: what ComfyUI's `SaveLatent` stores.
     pub fn to_vae_units(&self, latent: &Tensor) -> Result<Tensor, PipelineError> {
-        Ok(self.latent_format.from_network(latent)?)
+        Ok(self.latent_format.denormalised(latent)?)
     }
 
     /// Decodes finished latents (`[channels, h/8, w/8]`, network scale), several a call while activations fit the
@@ -349,7 +349,7 @@ impl Pipeline {
         let (_, _, height, width) = pixels.dims4()?;
         let (rows, columns) = (height / PIXELS_PER_CELL, width / PIXELS_PER_CELL);
         let tiling = self.vae()?.encode_tiling(rows, columns, self.activation_budget);
-        let latent = self.latent_format.to_network(&self.vae()?.encode_with(&pixels, tiling)?.get(0)?)?;
+        let latent = self.latent_format.normalised(&self.vae()?.encode_with(&pixels, tiling)?.get(0)?)?;
         Ok(darkroom_models::device::moved(&latent, &self.device)?)
     }
 }

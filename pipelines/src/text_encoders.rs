@@ -14,16 +14,16 @@ pub(crate) enum TextEncoders {
         /// For both.
         tokenizer: Arc<ClipTokenizer>,
         /// CLIP-L.
-        clip_l: Option<ClipTextEncoder>,
+        clip_l: Option<Box<ClipTextEncoder>>,
         /// OpenCLIP bigG, of SDXL.
-        clip_g: Option<ClipTextEncoder>,
+        clip_g: Option<Box<ClipTextEncoder>>,
     },
     /// Qwen-Image's.
     QwenVl {
         /// Its tokenizer, where one was found.
         tokenizer: Option<Arc<QwenTokenizer>>,
         /// The language model.
-        encoder: Option<QwenVlTextEncoder>,
+        encoder: Option<Box<QwenVlTextEncoder>>,
     },
 }
 
@@ -31,7 +31,7 @@ impl TextEncoders {
     /// CLIP-L.
     pub(crate) fn clip_l(&self) -> Option<&ClipTextEncoder> {
         match self {
-            Self::Clip { clip_l, .. } => clip_l.as_ref(),
+            Self::Clip { clip_l, .. } => clip_l.as_deref(),
             Self::QwenVl { .. } => None,
         }
     }
@@ -39,7 +39,7 @@ impl TextEncoders {
     /// OpenCLIP bigG.
     pub(crate) fn clip_g(&self) -> Option<&ClipTextEncoder> {
         match self {
-            Self::Clip { clip_g, .. } => clip_g.as_ref(),
+            Self::Clip { clip_g, .. } => clip_g.as_deref(),
             Self::QwenVl { .. } => None,
         }
     }

@@ -120,7 +120,6 @@ fn distance(ours: &Tensor, theirs: &Tensor) -> f64 {
 
 fn assert_near(what: &str, ours: &Tensor, theirs: &Tensor) {
     let distance = distance(ours, theirs);
-    println!("{what}: {distance:.1e}");
     assert!(distance <= TOLERANCE, "{what}: {distance:e}");
 }
 
@@ -318,7 +317,6 @@ fn a_picture_in_company_is_the_picture_alone() {
     let together = draw_with(&PIPELINE, &requests, 8);
     for (request, together) in requests.iter().zip(together) {
         let distance = distance(&together, &draw(&PIPELINE, request));
-        println!("in company: {distance:.1e}");
         // Sums of other lengths, rounded in another order.
         assert!(distance <= 1e-5, "{distance:e}");
     }

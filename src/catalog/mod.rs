@@ -164,12 +164,15 @@ pub struct Catalog {
     /// What was read of each file, while its size and time stay the same.
     known: Mutex<HashMap<PathBuf, (Stamp, Entry)>>,
     /// What parts in files of their own are, while their sizes and times stay the same.
-    parts: Mutex<HashMap<PathBuf, (Stamp, (ModelKind, u64))>>,
+    parts: Mutex<HashMap<PathBuf, (Stamp, KindAndBytes)>>,
     /// Where Qwen-Image's tokenizer is, if it lies not beside its text encoder.
     tokenizer: Option<PathBuf>,
     /// The same of what works beside models, and the widths of models.
     headers: about::Headers,
 }
+
+/// What a part's header says that it is, and the bytes of its tensors.
+type KindAndBytes = (ModelKind, u64);
 
 #[derive(Debug, Clone, PartialEq)]
 struct Stamp {

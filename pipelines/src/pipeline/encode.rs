@@ -99,7 +99,7 @@ impl Pipeline {
         match &self.text {
             TextEncoders::Clip { clip_l, clip_g, .. } => {
                 let clip_l = clip_l.as_ref().ok_or_else(|| self.missing(Part::ClipL))?;
-                self.encode_by_clip(texts, layer, loras, clip_l, clip_g.as_ref())
+                self.encode_by_clip(texts, layer, loras, clip_l, clip_g.as_deref())
             }
             TextEncoders::QwenVl { tokenizer, encoder } => {
                 let encoder = encoder.as_ref().ok_or_else(|| self.missing(Part::QwenVl))?;

@@ -141,7 +141,7 @@ impl Pipeline {
         let latent = request.latent.to_dtype(DType::F32)?.to_device(&self.device)?.contiguous()?;
         // What is empty stays so, whatever the format's mean.
         let empty = latent.abs()?.max_all()?.to_scalar::<f32>()? == 0.0;
-        let latent = if empty { latent } else { self.latent_format.to_network(&latent)? };
+        let latent = if empty { latent } else { self.latent_format.normalised(&latent)? };
         let (_, height, width) = latent.dims3()?;
         let sampling = request.sampling.as_deref().unwrap_or(&self.sampling);
         let frame = Frame {

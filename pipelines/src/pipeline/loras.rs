@@ -80,9 +80,9 @@ impl Pipeline {
         let replaced = merge(&self.kept.unet, &set.unet_stack())?;
         let weights = self.kept.unet.with_replaced(replaced);
         let network = match self.network()? {
-            Network::UNet(unet) => Network::UNet(UNet2DConditionModel::load(unet.config(), &weights)?),
+            Network::UNet(unet) => Network::UNet(UNet2DConditionModel::load(unet.config(), &weights)?.into()),
             Network::QwenImage(transformer) => {
-                Network::QwenImage(QwenImageTransformer2DModel::load(transformer.config(), &weights)?)
+                Network::QwenImage(QwenImageTransformer2DModel::load(transformer.config(), &weights)?.into())
             }
         };
         weights.finish()?;
