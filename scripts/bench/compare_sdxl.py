@@ -198,7 +198,10 @@ def machine(threads: int) -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "threads": threads,
         "memory_gb": round(memory, 1),
-        "system": platform.platform(),
+        # Without what only the machine's owner knows the kernel by.
+        "system": "-".join(
+            [platform.system(), platform.release().split("-")[0], platform.machine(), "with", "".join(platform.libc_ver())]
+        ),
     }
 
 
