@@ -2,7 +2,7 @@
 //! scaled 8-bit weights, the autoencoder in `bf16`. The files have its names, types and shapes, and holes for content:
 //! 30 GB that take no space.
 #![cfg(unix)]
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "a test that cannot go on fails")]
 
 mod program;
 
