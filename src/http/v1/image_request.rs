@@ -90,7 +90,7 @@ pub(in crate::http) struct ImagesRequest {
 
 /// How far noise levels are moved up.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize, ToSchema)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "must be a number above 0, or \"dynamic\"")]
 pub(in crate::http) enum ShiftBody {
     /// So far for every size.
     Fixed(f64),
