@@ -331,6 +331,7 @@ EXPORTED CUresult cuMemPoolDestroy(void *) { return CUDA_SUCCESS; }
 EXPORTED CUresult cuMemPoolTrimTo(void *, size_t) { return CUDA_SUCCESS; }
 EXPORTED CUresult cuMemPoolSetAttribute(void *, int attribute, void *value) {
     if (attribute == 4) release_threshold = *(uint64_t *)value;
+    if (attribute == 6 || attribute == 8) memory::forget_most();
     return CUDA_SUCCESS;
 }
 EXPORTED CUresult cuMemPoolGetAttribute(void *, int attribute, void *value) {

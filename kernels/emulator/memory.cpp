@@ -96,6 +96,10 @@ size_t most_used() {
     std::lock_guard<std::mutex> lock(card().mutex);
     return card().most;
 }
+void forget_most() {
+    std::lock_guard<std::mutex> lock(card().mutex);
+    card().most = card().used;
+}
 
 CUresult allocate(size_t bytes, Address *address) { return allocate(bytes, address, false); }
 CUresult allocate_for_graph(size_t bytes, Address *address) { return allocate(bytes, address, true); }

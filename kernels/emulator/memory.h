@@ -13,6 +13,8 @@ using Address = uint64_t;
 size_t total();
 size_t used();
 size_t most_used();
+// `most_used` counts anew from here.
+void forget_most();
 
 // New memory holds NaN of every float type. CUDA_ERROR_OUT_OF_MEMORY beyond `total()`.
 CUresult allocate(size_t bytes, Address *address);
