@@ -2,28 +2,27 @@
 //! for any model (batched equals alone, streamed equals held).
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
 
+#[path = "support/qwen_image.rs"]
+mod support;
+
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 
 use candle_core::{Device, Tensor};
 use darkroom_models::ComputeType;
 use darkroom_models::checkpoint::QwenImageParts;
-use darkroom_models::weights::WeightFile;
-use darkroom_pipelines::noise::BatchPosition;
 use darkroom_pipelines::sampler::SamplerKind;
 use darkroom_pipelines::schedule::Scheduler;
 use darkroom_pipelines::{
     FlowShift, ImageRequest, LatentPreview, LoadOptions, MemoryPlan, Picture, Pipeline, PipelineError,
     Placement, Sample, Source, Speed, StepCache,
 };
+use support::{
+    distance, draw, draw_with, files, folder, golden, golden_requests, lightning_set, prompts, request,
+};
 
 /// Largest difference to what diffusers drew, as a share of the largest value: four steps of `f32` on either side.
 const TOLERANCE: f64 = 1e-4;
-
-fn golden(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/qwen_image").join(path)
-}
 
 static CASES: LazyLock<HashMap<String, Tensor>> =
     LazyLock::new(|| candle_core::safetensors::load(golden("cases.safetensors"), &Device::Cpu).unwrap());
@@ -32,91 +31,11 @@ fn case(name: &str) -> Tensor {
     CASES.get(name).unwrap_or_else(|| panic!("no case {name}")).clone()
 }
 
-fn prompts() -> (Vec<String>, String) {
-    let text = std::fs::read_to_string(golden("prompts.json")).unwrap();
-    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
-    let list = json["prompts"].as_array().unwrap();
-    let list = list.iter().map(|prompt| prompt.as_str().unwrap().to_owned()).collect();
-    (list, json["negative"].as_str().unwrap().to_owned())
-}
-
-fn folder() -> QwenImageParts {
-    QwenImageParts::open(&golden("diffusers"), &Device::Cpu).unwrap()
-}
-
-/// ComfyUI's three files.
-fn files(eight_bits: bool) -> QwenImageParts {
-    let part = |path: &str| {
-        let file = golden("models").join(path);
-        let parts =
-            QwenImageParts::from_file(&Arc::new(WeightFile::open(&file).unwrap()), &Device::Cpu).unwrap();
-        parts.with_tokenizer_beside(&file).unwrap()
-    };
-    let (transformer, text) = match eight_bits {
-        true => ("tiny_qwen_image_fp8_e4m3fn_scaled", "tiny_qwen_vl_fp8_scaled"),
-        false => ("tiny_qwen_image", "tiny_qwen_vl"),
-    };
-    part(&format!("diffusion_models/{transformer}.safetensors"))
-        .joined(part(&format!("text_encoders/{text}.safetensors")))
-        .joined(part("vae/tiny_qwen_image_vae.safetensors"))
-}
-
 fn load(parts: &QwenImageParts) -> Pipeline {
     Pipeline::load_qwen_image(parts, &Device::Cpu, ComputeType::Full).unwrap()
 }
 
-static PIPELINE: LazyLock<Pipeline> = LazyLock::new(|| load(&folder()));
-
-fn request(prompt: &str, (width, height): (usize, usize), seed: u64) -> ImageRequest {
-    ImageRequest {
-        prompt: prompt.into(),
-        negative_prompt: String::new(),
-        steps: 4,
-        cfg: 1.0,
-        sampler: SamplerKind::Euler,
-        scheduler: Scheduler::Simple,
-        seed,
-        position: BatchPosition::ALONE,
-        denoise: 1.0,
-        clip_skip: None,
-        source: Source::Empty { width, height },
-        loras: None,
-        controls: Vec::new(),
-        speed: Speed::default(),
-        shift: Some(FlowShift::Dynamic),
-    }
-}
-
-/// What diffusers was asked for.
-fn golden_requests() -> Vec<ImageRequest> {
-    let (prompts, negative) = prompts();
-    let sizes = [(96, 64), (64, 96), (64, 64)];
-    let scales = [1.0, 4.0, 2.5];
-    (0..3)
-        .map(|i| ImageRequest {
-            cfg: scales[i],
-            negative_prompt: negative.clone(),
-            ..request(&prompts[i], sizes[i], 10 + i as u64)
-        })
-        .collect()
-}
-
-fn draw_with(pipeline: &Pipeline, requests: &[ImageRequest], max_batch: usize) -> Vec<Tensor> {
-    let mut samples = pipeline.prepare(requests).unwrap();
-    pipeline.denoise(&mut samples, max_batch, &mut |_| {}).unwrap();
-    samples.iter().map(|sample| sample.latent().unwrap().clone()).collect()
-}
-
-fn draw(pipeline: &Pipeline, request: &ImageRequest) -> Tensor {
-    draw_with(pipeline, std::slice::from_ref(request), 1).remove(0)
-}
-
-/// The largest difference over the largest value.
-fn distance(ours: &Tensor, theirs: &Tensor) -> f64 {
-    assert_eq!(ours.dims(), theirs.dims());
-    let most = |x: &Tensor| f64::from(x.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap());
-    most(&(ours - theirs).unwrap()) / most(theirs)
-}
+static PIPELINE: LazyLock<Pipeline> = LazyLock::new(|| load(&folder(&Device::Cpu)));
 
 fn assert_near(what: &str, ours: &Tensor, theirs: &Tensor) {
     let distance = distance(ours, theirs);
@@ -155,7 +74,7 @@ fn prompts_are_encoded_as_diffusers_does() {
 
 #[test]
 fn comfyuis_three_files_are_the_same_model() {
-    let pipeline = load(&files(false));
+    let pipeline = load(&files(&Device::Cpu, false));
     for (index, request) in golden_requests().iter().enumerate() {
         let latent = draw(&pipeline, request);
         assert_near(&format!("latent {index}"), &latent, &case(&format!("{index}.latent")));
@@ -164,13 +83,14 @@ fn comfyuis_three_files_are_the_same_model() {
 
 #[test]
 fn weights_of_eight_bits_draw_what_their_widened_numbers_draw() {
-    let pipeline = load(&files(true));
+    let pipeline = load(&files(&Device::Cpu, true));
     let request = &golden_requests()[0];
     let latent = draw(&pipeline, request);
     assert_near("eight bits", &latent, &case("eight_bits.latent"));
     assert!(distance(&latent, &case("0.latent")) > 1e-3, "nothing was rounded");
     // They are held as they are: about half of what the others take.
-    let (eight, sixteen) = (pipeline.weight_bytes() as f64, load(&files(false)).weight_bytes() as f64);
+    let (eight, sixteen) =
+        (pipeline.weight_bytes() as f64, load(&files(&Device::Cpu, false)).weight_bytes() as f64);
     let vae = std::fs::metadata(golden("models/vae/tiny_qwen_image_vae.safetensors")).unwrap().len() as f64;
     assert!((eight - vae) < 0.75 * (sixteen - vae), "{eight} {sixteen} {vae}");
 }
@@ -193,23 +113,11 @@ fn a_picture_is_redrawn_as_diffusers_does() {
 
 #[test]
 fn a_lora_for_few_steps_draws_with_the_fixed_shift_as_diffusers_does() {
-    let file = Arc::new(
-        WeightFile::open(&golden("models/loras/tiny_qwen_image_lightning_4steps.safetensors")).unwrap(),
-    );
-    let file = darkroom_models::lora::LoraFile::open(file).unwrap();
     let (prompts, _) = prompts();
     let plain = ImageRequest { shift: None, ..request(&prompts[0], (64, 64), 20) };
-    for (what, parts) in [("folder", folder()), ("files", files(false))] {
+    for (what, parts) in [("folder", folder(&Device::Cpu)), ("files", files(&Device::Cpu, false))] {
         let pipeline = load(&parts);
-        let lora = pipeline.bind_lora(&file).unwrap();
-        assert_eq!(lora.unmatched, Vec::<String>::new());
-        let stacked = darkroom_pipelines::StackedLora {
-            name: "lightning".into(),
-            lora: lora.into(),
-            strength: 0.75,
-            text_strength: 0.0,
-        };
-        let set = Arc::new(pipeline.lora_set(vec![stacked]).unwrap());
+        let set = lightning_set(&pipeline, 0.75);
         let request = ImageRequest { loras: Some(set.clone()), ..plain.clone() };
         let latent = draw(&pipeline, &request);
         assert_near(&format!("{what}, adapter"), &latent, &case("lightning.latent"));
@@ -224,27 +132,17 @@ fn a_lora_for_few_steps_draws_with_the_fixed_shift_as_diffusers_does() {
 
 #[test]
 fn a_lora_on_weights_of_eight_bits_or_streamed_ones_is_the_one_on_held_ones() {
-    let file = Arc::new(
-        WeightFile::open(&golden("models/loras/tiny_qwen_image_lightning_4steps.safetensors")).unwrap(),
-    );
-    let file = darkroom_models::lora::LoraFile::open(file).unwrap();
     let drawn = |pipeline: &Pipeline| {
         assert!(!pipeline.can_merge());
-        let stacked = darkroom_pipelines::StackedLora {
-            name: "lightning".into(),
-            lora: pipeline.bind_lora(&file).unwrap().into(),
-            strength: 1.0,
-            text_strength: 0.0,
-        };
-        let set = Arc::new(pipeline.lora_set(vec![stacked]).unwrap());
+        let set = lightning_set(pipeline, 1.0);
         let request = request("a cat", (64, 64), 3);
         let without = draw(pipeline, &request);
         let with = draw(pipeline, &ImageRequest { loras: Some(set), ..request });
         assert!(distance(&with, &without) > 1e-2, "the LoRA changes nothing");
         with
     };
-    let held = drawn(&load(&files(true)));
-    let streamed = drawn(&streamed(&files(true)));
+    let held = drawn(&load(&files(&Device::Cpu, true)));
+    let streamed = drawn(&streamed(&files(&Device::Cpu, true)));
     assert_eq!(distance(&streamed, &held), 0.0);
 }
 
@@ -267,13 +165,13 @@ fn streamed(parts: &QwenImageParts) -> Pipeline {
 #[test]
 fn a_model_that_does_not_fit_is_streamed_and_draws_the_same_to_the_bit() {
     let request = &golden_requests()[1];
-    assert_eq!(distance(&draw(&streamed(&folder()), request), &draw(&PIPELINE, request)), 0.0);
+    assert_eq!(distance(&draw(&streamed(&folder(&Device::Cpu)), request), &draw(&PIPELINE, request)), 0.0);
 }
 
 #[test]
 fn what_does_not_fit_even_when_streamed_is_refused_with_its_size() {
     let options = LoadOptions { compute_type: ComputeType::Full, budget: Some(1000) };
-    match Pipeline::load_qwen_image(&folder(), &Device::Cpu, options) {
+    match Pipeline::load_qwen_image(&folder(&Device::Cpu), &Device::Cpu, options) {
         Err(PipelineError::TooLarge { budget: 1000, bytes, .. }) => assert!(bytes > 1000),
         other => panic!("{:?}", other.err()),
     }
@@ -281,7 +179,7 @@ fn what_does_not_fit_even_when_streamed_is_refused_with_its_size() {
 
 #[test]
 fn the_text_encoder_is_streamed_before_the_transformer() {
-    let parts = folder();
+    let parts = folder(&Device::Cpu);
     let whole = MemoryPlan::of(&parts, &Device::Cpu, &LoadOptions::default());
     let working = whole.step_bytes.max(whole.decode_bytes);
     assert_eq!(whole.peak_bytes() - whole.resident_bytes(), working);
@@ -383,12 +281,18 @@ fn what_the_family_cannot_do_is_refused_by_its_field() {
 
 #[test]
 fn parts_that_are_missing_are_named_where_they_are_needed() {
-    let QwenImageParts { transformer, .. } = folder();
-    let alone = QwenImageParts { vae: None, text_encoder: None, tokenizer: None, transformer, ..folder() };
+    let QwenImageParts { transformer, .. } = folder(&Device::Cpu);
+    let alone = QwenImageParts {
+        vae: None,
+        text_encoder: None,
+        tokenizer: None,
+        transformer,
+        ..folder(&Device::Cpu)
+    };
     let pipeline = load(&alone);
     let error = pipeline.prepare(&[request("a", (64, 64), 1)]).err().unwrap().to_string();
     assert!(error.contains("Qwen2.5-VL"), "{error}");
-    let without_tokenizer = load(&QwenImageParts { tokenizer: None, ..folder() });
+    let without_tokenizer = load(&QwenImageParts { tokenizer: None, ..folder(&Device::Cpu) });
     let error = without_tokenizer.prepare(&[request("a", (64, 64), 1)]).err().unwrap().to_string();
     assert!(error.contains("tokenizer.json"), "{error}");
 }
