@@ -68,9 +68,9 @@ pub(crate) struct Network {
 }
 
 enum Kind {
-    Transformer(QwenImageTransformer2DModel),
+    Transformer(Box<QwenImageTransformer2DModel>),
     TextEncoder(QwenVlTextEncoder),
-    Vae(AutoencoderKlQwenImage),
+    Vae(Box<AutoencoderKlQwenImage>),
 }
 
 impl Network {
@@ -91,7 +91,8 @@ impl Network {
                 let weights = part.weights.computing(compute_type, Range::WideTransformer);
                 let config = QwenImageConfig { num_layers: depth, ..part.config.clone() };
                 let (weight_bytes, kind) = weighed(&weights, || {
-                    Kind::Transformer(QwenImageTransformer2DModel::load(&config, &weights).unwrap())
+                    let network = QwenImageTransformer2DModel::load(&config, &weights).unwrap();
+                    Kind::Transformer(network.into())
                 });
                 Self { kind, weight_bytes }
             }
@@ -107,7 +108,7 @@ impl Network {
                 let part = parts.vae.as_ref().unwrap();
                 let weights = part.weights.computing(compute_type, Range::Wide);
                 let (weight_bytes, kind) = weighed(&weights, || {
-                    Kind::Vae(AutoencoderKlQwenImage::load(&part.config, &weights).unwrap())
+                    Kind::Vae(AutoencoderKlQwenImage::load(&part.config, &weights).unwrap().into())
                 });
                 Self { kind, weight_bytes }
             }
