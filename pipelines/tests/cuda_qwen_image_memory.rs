@@ -22,8 +22,9 @@ use candle_core::cuda_backend::cudarc::driver::sys;
 use candle_core::{DType, Device, Tensor};
 use card::card;
 use darkroom_models::checkpoint::QwenImageParts;
+use darkroom_models::weights::WeightFile;
 use darkroom_models::{ComputeType, device};
-use darkroom_pipelines::{ImageRequest, LoadOptions, MemoryPlan, Pipeline, Sample};
+use darkroom_pipelines::{ImageRequest, LoadOptions, MemoryPlan, Pipeline, Placement, Sample};
 use qwen_image::{folder, golden, request};
 
 const LAYERS: usize = 4;
@@ -31,6 +32,8 @@ const HEADS: usize = 2;
 const INNER: usize = HEADS * 128;
 /// Of the golden text encoder.
 const CONTEXT: usize = 32;
+/// The transformer with its matrices rounded to 8 bits.
+const EIGHT_BITS: &str = "eight_bits.safetensors";
 /// Set in the process that has a small card: the folder of the model.
 const ON_A_SMALL_CARD: &str = "DARKROOM_TEST_SMALL_CARD";
 
@@ -90,6 +93,10 @@ fn write_transformer(folder: &Path) {
     std::fs::write(folder.join("transformer/config.json"), config.to_string()).unwrap();
     let file = folder.join("transformer/diffusion_pytorch_model.safetensors");
     candle_core::safetensors::save(&tensors, file).unwrap();
+    for tensor in tensors.values_mut().filter(|tensor| tensor.rank() == 2) {
+        *tensor = tensor.to_dtype(DType::F8E4M3).unwrap();
+    }
+    candle_core::safetensors::save(&tensors, folder.join(EIGHT_BITS)).unwrap();
     std::fs::copy(golden("diffusers/model_index.json"), folder.join("model_index.json")).unwrap();
 }
 
@@ -104,8 +111,14 @@ fn beside() -> u64 {
     if is_emulated() { 1 << 19 } else { 64 << 20 }
 }
 
-fn parts(made: &Path) -> QwenImageParts {
-    let QwenImageParts { transformer, .. } = QwenImageParts::open(made, card()).unwrap();
+fn parts(made: &Path, eight_bits: bool) -> QwenImageParts {
+    let QwenImageParts { transformer, .. } = match eight_bits {
+        false => QwenImageParts::open(made, card()).unwrap(),
+        true => {
+            let file = WeightFile::open(&made.join(EIGHT_BITS)).unwrap();
+            QwenImageParts::from_file(&file.into(), card()).unwrap()
+        }
+    };
     QwenImageParts { transformer, ..folder(card()) }
 }
 
@@ -155,24 +168,35 @@ fn what_is_allocated_is_within_what_was_said_and_a_card_too_small_for_the_model_
     }
     let made = tempfile::tempdir().unwrap();
     write_transformer(made.path());
-    let parts = || parts(made.path());
+    let parts = |eight_bits| parts(made.path(), eight_bits);
     let side = 256;
     let cells = side / 8;
-    for compute_type in [ComputeType::Bf16, ComputeType::Fp8] {
-        for options in [compute_type.into(), tight(&parts(), compute_type)] {
+    for (stored, eight_bits, compute_type) in [
+        ("f16", false, ComputeType::Bf16),
+        ("f16", false, ComputeType::Fp8),
+        ("8 bits", true, ComputeType::Bf16),
+        ("8 bits", true, ComputeType::Fp8),
+    ] {
+        for options in [compute_type.into(), tight(&parts(eight_bits), compute_type)] {
             // Weights can be taken once.
-            let parts = parts();
+            let parts = parts(eight_bits);
             let (before, _) = used();
             let plan = MemoryPlan::of(&parts, card(), &options);
             let pipeline = Pipeline::load_qwen_image(&parts, card(), options).unwrap();
-            let said = format!("{compute_type:?}, {}", plan.transformer.placement);
+            let said = format!("{stored} in {compute_type:?}, {}", plan.transformer.placement);
             let held = used().0 - before;
             println!("{said}: {held} bytes held, {} said", plan.resident_bytes());
             assert_eq!(pipeline.weight_bytes(), plan.resident_bytes());
             assert!(held <= plan.resident_bytes() + beside(), "{said}");
-            assert!(held >= plan.resident_bytes() * 9 / 10, "{said}");
+            // Kernels over time, of which an autoencoder of pictures keeps a third, are counted whole: much only where
+            // little else stays.
+            let least = if plan.transformer.placement == Placement::Resident { 9 } else { 7 };
+            assert!(held >= plan.resident_bytes() * least / 10, "{said}");
 
-            for guided in [false, true] {
+            // Emulated steps take seconds each.
+            let short = eight_bits || compute_type == ComputeType::Fp8;
+            for guided in if short { &[true][..] } else { &[false, true] } {
+                let guided = *guided;
                 let cfg = if guided { 3.0 } else { 1.0 };
                 let request = ImageRequest { cfg, ..request("a cat", (side, side), 1) };
                 let mut samples = pipeline.prepare(&[request]).unwrap();
@@ -195,7 +219,7 @@ fn what_is_allocated_is_within_what_was_said_and_a_card_too_small_for_the_model_
     }
     // Not on a real card, whose memory is what it is.
     if is_emulated() {
-        let parts = parts();
+        let parts = parts(false);
         let options = tight(&parts, ComputeType::Bf16);
         let plan = MemoryPlan::of(&parts, card(), &options);
         let network = parts.transformer.as_ref().unwrap();
@@ -216,7 +240,7 @@ fn what_is_allocated_is_within_what_was_said_and_a_card_too_small_for_the_model_
 }
 
 fn draw_on_a_small_card(made: &Path) {
-    let parts = || parts(made);
+    let parts = || parts(made, false);
     let free = || device::memory(card()).unwrap().0;
     println!("a card with {} bytes", free());
     let whole = Pipeline::load_qwen_image(&parts(), card(), ComputeType::Bf16);
