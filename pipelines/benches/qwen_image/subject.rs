@@ -69,7 +69,7 @@ pub(crate) struct Network {
 
 enum Kind {
     Transformer(Box<QwenImageTransformer2DModel>),
-    TextEncoder(QwenVlTextEncoder),
+    TextEncoder(Box<QwenVlTextEncoder>),
     Vae(Box<AutoencoderKlQwenImage>),
 }
 
@@ -100,7 +100,7 @@ impl Network {
                 let part = parts.text_encoder.as_ref().unwrap();
                 let config = QwenVlTextConfig { num_hidden_layers: depth, ..part.config.clone() };
                 let (weight_bytes, kind) = weighed(&part.weights, || {
-                    Kind::TextEncoder(QwenVlTextEncoder::load(&config, &part.weights).unwrap())
+                    Kind::TextEncoder(QwenVlTextEncoder::load(&config, &part.weights).unwrap().into())
                 });
                 Self { kind, weight_bytes }
             }
