@@ -19,6 +19,7 @@ use darkroom_models::unet::FreeUScales;
 
 use crate::PipelineError;
 use crate::condition::{Cells, Placed};
+use crate::conditioning::pad_contexts;
 use crate::lora::LoraSet;
 use crate::network::Network;
 use crate::sample::{Evaluation, Sample};
@@ -77,6 +78,36 @@ struct CallKind<'r> {
     dims: &'r [usize],
     /// Where the pass is cut; `None`: nowhere.
     branch: Option<usize>,
+}
+
+/// What networks of all kinds are told of the rows of a call.
+struct Inputs {
+    /// `[rows, channels, h, w]`, scaled for the network.
+    latent: Tensor,
+    /// `[rows]`
+    timesteps: Tensor,
+    /// `[rows, tokens, width]`
+    context: Tensor,
+    /// Of each row, where they differ.
+    context_lengths: Option<Vec<usize>>,
+}
+
+impl Inputs {
+    fn of(rows: &[&Row<'_>], device: &Device) -> Result<Self, PipelineError> {
+        let latents = rows
+            .iter()
+            .map(|row| row.sampling.scale_input(&row.latent, row.sigma))
+            .collect::<candle_core::Result<Vec<_>>>()?;
+        let timesteps: Vec<f32> = rows.iter().map(|row| row.sampling.timestep(row.sigma)).collect();
+        let contexts: Vec<&Tensor> = rows.iter().map(|row| &row.placed.text.context).collect();
+        let (context, context_lengths) = pad_contexts(&contexts)?;
+        Ok(Self {
+            latent: Tensor::stack(&latents, 0)?,
+            timesteps: Tensor::from_vec(timesteps, rows.len(), device)?,
+            context,
+            context_lengths,
+        })
+    }
 }
 
 /// What one call gave.

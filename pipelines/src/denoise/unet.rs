@@ -3,9 +3,8 @@
 use candle_core::{Device, Tensor};
 use darkroom_models::unet::{FreeU, FreeUScales, Steering, UNet2DConditionModel, UNetInput};
 
-use super::{Output, Row, adapters, controls};
+use super::{Inputs, Output, Row, adapters, controls};
 use crate::PipelineError;
-use crate::conditioning::pad_contexts;
 use crate::step_cache::Pass;
 
 /// One call of the whole network or of what is above skip `branch`.
@@ -15,13 +14,7 @@ pub(super) fn evaluate(
     branch: Option<usize>,
     device: &Device,
 ) -> Result<Output, PipelineError> {
-    let latents = rows
-        .iter()
-        .map(|row| row.sampling.scale_input(&row.latent, row.sigma))
-        .collect::<candle_core::Result<Vec<_>>>()?;
-    let timesteps: Vec<f32> = rows.iter().map(|row| row.sampling.timestep(row.sigma)).collect();
-    let contexts: Vec<&Tensor> = rows.iter().map(|row| &row.placed.text.context).collect();
-    let (context, context_lengths) = pad_contexts(&contexts)?;
+    let Inputs { latent, timesteps, context, context_lengths } = Inputs::of(rows, device)?;
     let pooled: Vec<&Tensor> = rows.iter().filter_map(|row| row.placed.text.pooled.as_ref()).collect();
     let sizes: Vec<f32> = rows.iter().filter_map(|row| row.placed.size_ids).flatten().collect();
     let free_u: Vec<(usize, FreeUScales)> = rows
@@ -30,8 +23,6 @@ pub(super) fn evaluate(
         .flat_map(|(i, row)| row.free_u.iter().map(move |scales| (i, *scales)))
         .collect();
 
-    let latent = Tensor::stack(&latents, 0)?;
-    let timesteps = Tensor::from_vec(timesteps, rows.len(), device)?;
     let pooled = if pooled.is_empty() { None } else { Some(Tensor::stack(&pooled, 0)?) };
     let size_ids =
         if sizes.is_empty() { None } else { Some(Tensor::from_vec(sizes, (rows.len(), 6), device)?) };
