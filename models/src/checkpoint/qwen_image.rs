@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::Device;
+use serde_json::{Map, Value};
 
 use super::detect::{self, Tensors};
 use super::folder::{read_config, weight_files};
@@ -55,27 +56,12 @@ impl QwenImageParts {
         if kind != ModelKind::QwenImage {
             return Err(CheckpointError::Kind { origin, kind });
         }
-        let part = |name: &str| Some(root.join(name)).filter(|dir| dir.is_dir());
-        let transformer = part("transformer").map(|dir| {
-            let config = read_config(&dir, Part::Transformer)?;
-            let tensors = transformer_tensors(&dir.display().to_string(), &weight_files(&dir)?)?;
-            Ok::<_, CheckpointError>(component(&dir, config, tensors, device))
-        });
-        let vae = part("vae").map(|dir| {
-            let config = read_config(&dir, Part::Vae)?;
-            let tensors = vae_tensors(&dir.display().to_string(), &weight_files(&dir)?)?;
-            Ok::<_, CheckpointError>(component(&dir, config, tensors, device))
-        });
-        let text_encoder = part("text_encoder").map(|dir| {
-            let config = read_config(&dir, Part::QwenVl)?;
-            let tensors = text_tensors(&dir.display().to_string(), &weight_files(&dir)?)?;
-            Ok::<_, CheckpointError>(component(&dir, config, tensors, device))
-        });
-        let tokenizer = part("tokenizer").map(|dir| QwenTokenizer::from_folder(&dir)).transpose()?;
+        let tokenizer = Some(root.join("tokenizer")).filter(|dir| dir.is_dir());
+        let tokenizer = tokenizer.map(|dir| QwenTokenizer::from_folder(&dir)).transpose()?;
         Ok(Self {
-            transformer: transformer.transpose()?,
-            vae: vae.transpose()?,
-            text_encoder: text_encoder.transpose()?,
+            transformer: folder_part(root, Part::Transformer, transformer_tensors, device)?,
+            vae: folder_part(root, Part::Vae, vae_tensors, device)?,
+            text_encoder: folder_part(root, Part::QwenVl, text_tensors, device)?,
             tokenizer: tokenizer.map(Arc::new),
             layout: Layout::DiffusersFolder,
             origin,
@@ -103,23 +89,19 @@ impl QwenImageParts {
             text_encoder: None,
             tokenizer: None,
         };
-        let weights = |tensors: &BTreeMap<String, Stored>| Weights::new(&origin, tensors.clone(), device);
-        let found = |part, tensors| Found { origin: &origin, header, part, tensors };
+        let found = |part, tensors| Found { origin: &origin, header, part, tensors, device };
         match kind {
             ModelKind::QwenImage => {
-                let tensors = transformer_tensors(&origin, &named)?;
-                let config = found(Part::Transformer, &tensors).read(detect::qwen_image)?;
-                parts.transformer = Some(Component { config, weights: weights(&tensors) });
+                let found = found(Part::Transformer, transformer_tensors(&origin, &named)?);
+                parts.transformer = Some(found.component(detect::qwen_image)?);
             }
             ModelKind::QwenImageVae => {
-                let tensors = vae_tensors(&origin, &named)?;
-                let config = found(Part::Vae, &tensors).read(detect::vae_qwen)?;
-                parts.vae = Some(Component { config, weights: weights(&tensors) });
+                let found = found(Part::Vae, vae_tensors(&origin, &named)?);
+                parts.vae = Some(found.component(detect::vae_qwen)?);
             }
             ModelKind::QwenVl => {
-                let tensors = text_tensors(&origin, &named)?;
-                let config = found(Part::QwenVl, &tensors).read(detect::qwen_vl)?;
-                parts.text_encoder = Some(Component { config, weights: weights(&tensors) });
+                let found = found(Part::QwenVl, text_tensors(&origin, &named)?);
+                parts.text_encoder = Some(found.component(detect::qwen_vl)?);
             }
             kind => return Err(CheckpointError::Kind { origin, kind }),
         }
@@ -188,21 +170,37 @@ struct Found<'a> {
     origin: &'a str,
     header: &'a Header,
     part: Part,
-    tensors: &'a BTreeMap<String, Stored>,
+    tensors: BTreeMap<String, Stored>,
+    device: &'a Device,
 }
 
 impl Found<'_> {
-    fn read<C>(
-        &self,
+    fn component<C>(
+        self,
         detect: impl FnOnce(&Tensors<'_>, &Header) -> Result<C, CheckpointError>,
-    ) -> Result<C, CheckpointError> {
-        let Self { origin, header, part, tensors } = *self;
-        detect(&Tensors { origin, part, tensors }, header)
+    ) -> Result<Component<C>, CheckpointError> {
+        let Self { origin, header, part, tensors, device } = self;
+        let config = detect(&Tensors { origin, part, tensors: &tensors }, header)?;
+        Ok(Component { config, weights: Weights::new(origin, tensors, device) })
     }
 }
 
-fn component<C>(dir: &Path, config: C, tensors: BTreeMap<String, Stored>, device: &Device) -> Component<C> {
-    Component { config, weights: Weights::new(&dir.display().to_string(), tensors, device) }
+/// A part in its own folder of a diffusers folder, if that is there; `gather` gives its tensors their canonical names.
+fn folder_part<C>(
+    root: &Path,
+    part: Part,
+    gather: impl FnOnce(&str, &Named) -> Result<BTreeMap<String, Stored>, CheckpointError>,
+    device: &Device,
+) -> Result<Option<Component<C>>, CheckpointError>
+where
+    C: TryFrom<Map<String, Value>, Error = crate::ConfigError>,
+{
+    let name = folder::parts(ModelKind::QwenImage).iter().find(|(own, _)| *own == part).map(|(_, name)| name);
+    let Some(dir) = name.map(|name| root.join(name)).filter(|dir| dir.is_dir()) else { return Ok(None) };
+    let origin = dir.display().to_string();
+    let config = read_config(&dir, part)?;
+    let tensors = gather(&origin, &weight_files(&dir)?)?;
+    Ok(Some(Component { config, weights: Weights::new(&origin, tensors, device) }))
 }
 
 /// The transformer's tensors: both layouts have diffusers' names, whole checkpoints with a prefix.
