@@ -6,7 +6,7 @@ mod about;
 mod auxiliary;
 mod embeddings;
 mod parts;
-mod qwen_image;
+pub mod qwen_image;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -21,7 +21,6 @@ use darkroom_models::checkpoint::{
 pub use about::{About, Width};
 pub use auxiliary::{AuxiliaryEntry, AuxiliaryKind};
 pub use parts::PartKind;
-pub use qwen_image::open_at;
 
 use crate::embedded;
 use crate::expressions::{Vocabulary, VocabularyError};
@@ -121,9 +120,8 @@ impl Entry {
     /// Of Qwen-Image: the names of its text encoder's and its autoencoder's files, for metadata. Of a diffusers folder,
     /// the names of its folders.
     pub fn split_files(&self) -> Option<(String, String)> {
-        let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         match &self.location {
-            Location::QwenImage(files) => Some((name(&files.text_encoder), name(&files.vae))),
+            Location::QwenImage(files) => Some((last_name(&files.text_encoder), last_name(&files.vae))),
             _ if self.kind == ModelKind::QwenImage => {
                 Some((format!("{}/text_encoder", self.id), format!("{}/vae", self.id)))
             }
@@ -137,17 +135,20 @@ impl Entry {
             Location::Embedded => problem.to_owned(),
             Location::Path(path) => without_path(problem, path, &self.file_name()),
             Location::Part { paths, .. } => {
-                let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-                let hide = |text: String, path: &PathBuf| without_path(&text, path, &name(path));
+                let hide = |text: String, path: &PathBuf| without_path(&text, path, &last_name(path));
                 paths.iter().fold(problem.to_owned(), hide)
             }
             Location::QwenImage(files) => {
-                let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-                let hide = |text: String, path: &Path| without_path(&text, path, &name(path));
+                let hide = |text: String, path: &Path| without_path(&text, path, &last_name(path));
                 files.all().into_iter().chain(files.tokenizer.as_deref()).fold(problem.to_owned(), hide)
             }
         }
     }
+}
+
+/// The name of a file or folder without where it is.
+pub(crate) fn last_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// `message` with `name` in place of `path`.
@@ -290,10 +291,11 @@ impl Catalog {
             entries.push(entry);
         }
         drop(known);
-        let composed = self.composed();
-        let fresh = composed.into_iter().filter(|own| !entries.iter().any(|entry| entry.id == own.id));
-        let fresh: Vec<Entry> = fresh.collect();
-        entries.extend(fresh);
+        for composed in self.composed() {
+            if !entries.iter().any(|entry| entry.id == composed.id) {
+                entries.push(composed);
+            }
+        }
         entries
     }
 
@@ -326,12 +328,7 @@ impl Catalog {
         match &entry.location {
             Location::Embedded => embedded::checkpoint(device).map(Opened::Whole),
             Location::Path(path) if entry.kind == ModelKind::QwenImage => {
-                let parts = QwenImageParts::open(path, device)?;
-                let parts = match &self.tokenizer {
-                    Some(tokenizer) => parts.with_tokenizer(tokenizer)?,
-                    None => parts,
-                };
-                Ok(Opened::QwenImage(parts))
+                qwen_image::open_folder(path, self.tokenizer.as_deref(), device).map(Opened::QwenImage)
             }
             Location::Path(path) => Checkpoint::open(path, device).map(Opened::Whole),
             Location::Part { kind, paths } => parts::open(*kind, paths, self.tokenizer.as_deref(), device),

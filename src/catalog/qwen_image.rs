@@ -11,10 +11,11 @@ use darkroom_models::weights::WeightFile;
 use super::{AuxiliaryKind, Catalog, DEPTH, Defaults, Entry, Location, Opened, PartKind, look, stamp};
 
 /// Pixels a side that Qwen-Image was trained with, as the gateways ask for them.
-const SIDE: usize = 1328;
-/// Steps and guidance without a LoRA for few steps.
-const STEPS: usize = 30;
-const CFG: f64 = 4.0;
+pub const SIDE: usize = 1328;
+/// Steps and guidance of Qwen-Image without a LoRA for few steps.
+pub const STEPS: usize = 30;
+/// See [`STEPS`].
+pub const CFG: f64 = 4.0;
 
 /// The files of one model.
 #[derive(Debug, Clone, PartialEq)]
@@ -158,16 +159,12 @@ pub fn open_at(path: &Path, tokenizer: Option<&Path>, device: &Device) -> Result
         return Checkpoint::open(path, device).map(Opened::Whole);
     }
     if path.is_dir() {
-        let parts = QwenImageParts::open(path, device)?;
+        let parts = open_folder(path, tokenizer, device)?;
         let missing = parts.missing();
         if !missing.is_empty() {
             return Err(CheckpointError::MissingParts { origin: parts.origin, parts: missing });
         }
-        return match tokenizer {
-            Some(tokenizer) => parts.with_tokenizer(tokenizer),
-            None => Ok(parts),
-        }
-        .map(Opened::QwenImage);
+        return Ok(Opened::QwenImage(parts));
     }
     let beside = path.parent().and_then(Path::parent);
     let catalog = beside.and_then(|root| Catalog::open(Some(root), None).ok());
@@ -182,6 +179,19 @@ pub fn open_at(path: &Path, tokenizer: Option<&Path>, device: &Device) -> Result
             origin: path.display().to_string(),
             parts: vec![Part::QwenVl, Part::Vae],
         }),
+    }
+}
+
+/// Opens a diffusers folder, with the tokenizer that is named in place of its own.
+pub(super) fn open_folder(
+    path: &Path,
+    tokenizer: Option<&Path>,
+    device: &Device,
+) -> Result<QwenImageParts, CheckpointError> {
+    let parts = QwenImageParts::open(path, device)?;
+    match tokenizer {
+        Some(tokenizer) => parts.with_tokenizer(tokenizer),
+        None => Ok(parts),
     }
 }
 

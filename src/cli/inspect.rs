@@ -39,7 +39,7 @@ pub(super) fn run(args: &InspectArgs) -> Result<(), CommandError> {
 
 /// Where Qwen-Image's networks would go on a card.
 fn plan(args: &InspectArgs) -> Result<(), CommandError> {
-    let opened = catalog::open_at(&args.file, None, &Device::Cpu).map_err(|e| {
+    let opened = catalog::qwen_image::open_at(&args.file, None, &Device::Cpu).map_err(|e| {
         CommandError::failure(
             e,
             "a plan is of a whole Qwen-Image: its folder, or its file in diffusion_models/",

@@ -7,6 +7,7 @@ use darkroom_pipelines::schedule::Scheduler;
 
 use super::args::SamplingArgs;
 use super::error::CommandError;
+use crate::catalog::qwen_image;
 use crate::expressions::Vocabulary;
 use crate::hub;
 
@@ -51,9 +52,9 @@ impl Defaults {
     /// For Qwen-Image as it was trained, without a LoRA for few steps.
     pub(super) fn of_qwen_image() -> Self {
         Self {
-            size: (1328, 1328),
-            steps: 30,
-            cfg: 4.0,
+            size: (qwen_image::SIDE, qwen_image::SIDE),
+            steps: qwen_image::STEPS,
+            cfg: qwen_image::CFG,
             sampler: SamplerKind::Euler,
             scheduler: Scheduler::Simple,
             negative_prompt: String::new(),

@@ -80,7 +80,9 @@ impl Model {
             tracing::warn!(%reason, "computing on the CPU");
         }
         let tokenizer = args.tokenizer.as_deref();
-        let open = |path: &Path| catalog::open_at(path, tokenizer, &device).map_err(|e| unusable(&e.into()));
+        let open = |path: &Path| {
+            catalog::qwen_image::open_at(path, tokenizer, &device).map_err(|e| unusable(&e.into()))
+        };
         let opened = match &reference {
             ModelRef::Embedded => {
                 Opened::Whole(embedded::checkpoint(&device).map_err(|e| unusable(&e.into()))?)
@@ -198,9 +200,7 @@ impl Model {
 
 /// The file names of a Qwen-Image's text encoder and autoencoder; of a folder, its folders' names.
 fn split_files(parts: &QwenImageParts) -> (String, String) {
-    let name = |origin: &str| {
-        Path::new(origin).file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
-    };
+    let name = |origin: &str| catalog::last_name(Path::new(origin));
     let text = parts.text_encoder.as_ref().map_or("", |part| part.weights.origin());
     let vae = parts.vae.as_ref().map_or("", |part| part.weights.origin());
     (name(text), name(vae))
